@@ -1,0 +1,61 @@
+# Every target makes its own virtual environment on first use and installs again only when a requirement changes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN = $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test test-slow smoke lint format types docs clean
+.DELETE_ON_ERROR:
+
+# Options for the recipe go into ARGS, for example `make demo ARGS="--seed 2"`.
+demo: $(VENV)/.installed-run
+	$(BIN)/accelerate launch recipes/sentiment.py $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Every recipe end to end at a scale of seconds, offline; all are tried before the target fails.
+smoke: $(VENV)/.installed-run
+	@runs=$$(mktemp -d); failed=""; \
+	for config in recipes/configs/*/smoke.yaml; do \
+	    task=$$(basename "$$(dirname "$$config")"); \
+	    echo "== smoke: $$task"; \
+	    HF_HUB_OFFLINE=1 $(BIN)/accelerate launch "recipes/$$task.py" --config "$$config" --output_dir "$$runs/$$task" \
+	        || failed="$$failed $$task"; \
+	done; \
+	rm -r "$$runs"; \
+	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy trl_ziegler recipes
+
+# The API reference from the docstrings, into site/.
+docs: $(VENV)/.installed-docs
+	$(BIN)/pdoc trl_ziegler -o site
+
+clean:
+	rm -rf $(VENV) site
+
+$(BIN)/python:
+	@echo "Making $(VENV) with $(PYTHON); the first installation takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-run: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e . -c $(CONSTRAINTS)
+	touch $@
+
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[$*]" -c $(CONSTRAINTS)
+	touch $@

@@ -1,0 +1,96 @@
+"""What the configuration refuses, and how batch sizes divide an update."""
+
+import pytest
+
+from trl_ziegler.ppo_config import UpdatePlan, ZieglerPPOConfig
+
+
+def config(tmp_path, **fields) -> ZieglerPPOConfig:
+    return ZieglerPPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, **fields)
+
+
+def test_defaults_that_differ_from_trl(tmp_path):
+    args = config(tmp_path)
+    assert (args.bf16, args.gradient_checkpointing) == (False, False)
+    assert args.world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 8}, "`batch_size` is 8 but follows from the other batch sizes"),
+        ({"world_size": 2}, "`world_size` is 2 but follows"),
+        ({"sft_model_path": "x"}, "`sft_model_path` is 'x', which this trainer does not use: pass the model"),
+        ({"reward_model_path": "x"}, "`reward_model_path` is 'x', which this trainer does not use"),
+        ({"kl_estimator": "k3"}, "`kl_estimator` is 'k3', which this trainer does not use"),
+        ({"stop_token": "period"}, "`stop_token` is 'period'; it can be 'eos' or None"),
+        ({"stop_token": "eos", "stop_token_id": 3}, "both set; give one"),
+        ({"missing_eos_penalty": -1.0}, "`missing_eos_penalty` is -1.0; it is subtracted"),
+        ({"missing_eos_penalty": 1.0}, "`missing_eos_penalty` is 1.0 but there is no `stop_token`"),
+        ({"whiten_scope": "node"}, "`whiten_scope` is 'node'"),
+        ({"value_init": "policy"}, "`value_init` is 'policy'"),
+        ({"optimizer": "adam"}, "`optimizer` is 'adam'"),
+        ({"num_ppo_epochs": 0}, "`num_ppo_epochs` is 0; give at least 1"),
+        ({"total_episodes": 0}, "`total_episodes` is 0; give at least 1"),
+        ({"temperature": 0.0}, "`temperature` is 0.0; give a value above 0"),
+        ({"kl_coef": -1.0}, "kl_coef"),
+    ],
+)
+def test_values_are_refused_by_name(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "accumulation", "mini", "micro", "steps", "accumulated"),
+    [(1, 4, 32, 8, 2, 4), (2, 4, 16, 8, 4, 2), (4, 4, 8, 8, 8, 1), (2, 1, 4, 4, 4, 1), (8, 4, 4, 4, 16, 1)],
+)
+def test_optimiser_steps_are_epochs_times_minibatches(
+    tmp_path, minibatches, accumulation, mini, micro, steps, accumulated
+):
+    args = config(
+        tmp_path,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=accumulation,
+        num_mini_batches=minibatches,
+        num_ppo_epochs=2,
+        total_episodes=100,
+    )
+    plan = UpdatePlan.from_config(args, 100)
+    assert (plan.local_mini_batch_size, plan.micro_batch_size) == (mini, micro)
+    assert (plan.steps_per_update, plan.micro_batches_per_step) == (steps, accumulated)
+    assert plan.updates == -(-100 // (8 * accumulation))  # rounded up
+
+
+def test_updates_from_max_steps_episodes_or_epochs(tmp_path):
+    size = {"per_device_train_batch_size": 10}
+    assert UpdatePlan.from_config(config(tmp_path, max_steps=7, **size), 50).updates == 7
+    assert UpdatePlan.from_config(config(tmp_path, total_episodes=1_000_000, **size), 50).updates == 100_000
+    assert UpdatePlan.from_config(config(tmp_path, num_train_epochs=2.5, **size), 50).updates == 13
+
+
+@pytest.mark.parametrize(
+    ("fields", "queries", "message"),
+    [
+        ({"num_mini_batches": 3}, 100, "`num_mini_batches` is 3, which does not divide the 8 episodes"),
+        (
+            {"gradient_accumulation_steps": 3, "num_mini_batches": 2},
+            100,
+            "minibatch of 12 episodes is not a multiple of `per_device_train_batch_size` 8",
+        ),
+        ({"num_mini_batches": 2, "whiten_rewards": True}, 100, "a minibatch has 4 episodes; whitening needs"),
+        ({}, 7, "`train_dataset` has 7 prompts, fewer than the 8 of one update"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(tmp_path, fields, queries, message):
+    with pytest.raises(ValueError, match=message):
+        UpdatePlan.from_config(config(tmp_path, per_device_train_batch_size=8, **fields), queries)
+
+
+def test_plan_describes_every_size(tmp_path):
+    args = config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2, max_steps=3)
+    text = UpdatePlan.from_config(args, 100).describe()
+    assert text == (
+        "3 updates of 16 episodes (1 processes x 16); per update 4 optimiser steps (4 epochs) on minibatches of 16 per "
+        "process, 2 micro-batches of 8 each"
+    )

@@ -1,0 +1,70 @@
+"""Prompts become left-padded contexts, in an order that resuming does not change."""
+
+import pytest
+from datasets import Dataset
+
+from trl_ziegler.queries import QueryCollator, UpdateSampler, extra_columns, prepare_queries, raw_queries
+from trl_ziegler.tasks import Task
+
+
+@pytest.fixture
+def task(tokenizer):
+    return Task("t", 4, prefix="it ", suffix=" and", query_length=8).bind(tokenizer)
+
+
+def prepare(data, tokenizer, task, limit=64):
+    return prepare_queries(Dataset.from_dict(data), tokenizer, task, context_limit=limit, name="train_dataset")
+
+
+def test_text_prompts_are_encoded_and_columns_stay(tokenizer, task):
+    data = prepare({"prompt": [" the cat", " a dog was"], "extra": [1, 2]}, tokenizer, task)
+    assert data["input_ids"][1] == tokenizer(" a dog was")["input_ids"]
+    assert data["extra"][:] == [1, 2]
+
+
+def test_ids_are_used_as_they_are(tokenizer, task):
+    assert prepare({"input_ids": [[5, 6]]}, tokenizer, task)["input_ids"][0] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("data", "limit", "message"),
+    [
+        ({"text": ["x"]}, 64, r"`train_dataset` has the columns \['text'\]; give a `prompt`"),
+        ({"input_ids": [[5], []]}, 64, "Row 1 of `train_dataset` has an empty prompt"),
+        ({"input_ids": [[5] * 9]}, 64, "Row 0 of `train_dataset` has 9 tokens; .* at most 8 fit"),
+        ({"input_ids": [[5] * 5]}, 10, "Row 0 of `train_dataset` has 5 tokens"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_named_by_row(tokenizer, task, data, limit, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(data, tokenizer, task, limit)
+
+
+def test_collator_pads_contexts_on_the_left_and_gives_the_queries_back(tokenizer, task):
+    rows = [{"input_ids": [5], "name": "a"}, {"input_ids": [6, 7, 8], "name": "b"}]
+    batch = QueryCollator(task)(rows)
+    prefix, suffix = list(task.prefix_ids), list(task.suffix_ids)
+    assert batch["input_ids"].tolist() == [[0, 0, *prefix, 5, *suffix], [*prefix, 6, 7, 8, *suffix]]
+    assert batch["attention_mask"].sum(1).tolist() == [len(prefix) + 1 + len(suffix), len(prefix) + 3 + len(suffix)]
+    assert raw_queries(task, batch) == [[5], [6, 7, 8]]
+    assert extra_columns(batch) == {"name": ["a", "b"]}
+
+
+def test_query_tokens_equal_to_the_filler_survive(task):
+    batch = QueryCollator(task)([{"input_ids": [0, 0]}, {"input_ids": [0, 1, 2]}])
+    assert raw_queries(task, batch) == [[0, 0], [0, 1, 2]]
+
+
+def test_each_update_repeats_its_queries_and_each_pass_has_its_own_order():
+    sampler = UpdateSampler(range(7), mini_repeat_count=1, batch_size=3, repeat_count=2, seed=4)
+    first = list(sampler)
+    assert len(first) == 2 * 3 * 2  # the seventh query is left out
+    assert first[:3] == first[3:6]
+    assert first[6:9] == first[9:12]
+    assert len(set(first)) == 6
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    resumed = UpdateSampler(range(7), mini_repeat_count=1, batch_size=3, repeat_count=2, seed=4)
+    resumed.set_epoch(1)
+    assert list(resumed) == second

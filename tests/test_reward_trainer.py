@@ -1,0 +1,568 @@
+"""The collator, the losses, and the trainer against TRL's, by hand, under resume, LoRA, chat and ties."""
+
+import copy
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PromptTuningConfig
+from torch.nn.functional import logsigmoid
+from trl import RewardConfig, RewardTrainer
+
+from trl_ziegler.optim import TFAdam
+from trl_ziegler.preference_losses import best_candidates, pairwise_loss, preference_loss, preferred_pairs
+from trl_ziegler.reward_model import (
+    as_reward_model,
+    is_normalized,
+    load_reward_model,
+    normalize_reward_model,
+    reward_head,
+    score_token_ids,
+)
+from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer, DataCollatorForBestOfK
+
+
+@pytest.fixture
+def config(tmp_path):
+    """`config(**changes)`: a quiet configuration for the CPU."""
+
+    def make(cls=BestOfKRewardConfig, **changes):
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+            "use_cpu": True,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+        }
+        return cls(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_classifier, tokenizer, config):
+    """`make_trainer(dataset, model=None, **config)`: a trainer on a random GPT-2 with a fresh head."""
+
+    def make(dataset, model=None, peft_config=None, eval_dataset=None, trainer_kwargs=None, **changes):
+        return BestOfKRewardTrainer(
+            model=as_reward_model(make_classifier(), fresh_head=True) if model is None else model,
+            args=config(**changes),
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            **(trainer_kwargs or {}),
+        )
+
+    return make
+
+
+def records(n=8, k=4, seed=0, judgement="label"):
+    """Random tokenised records."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length):
+        return torch.randint(0, 300, (length,), generator=generator).tolist()
+
+    rows = {"prompt_ids": [ids(3 + i % 3) for i in range(n)], "completion_ids": []}
+    rows["completion_ids"] = [[ids(2 + (i + j) % 4) for j in range(k)] for i in range(n)]
+    rows[judgement] = [int(torch.randint(0, k, (1,), generator=generator)) for _ in range(n)]
+    return Dataset.from_dict(rows)
+
+
+def parameters_of(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_parameters(first, second, **tolerance):
+    for name, parameter in first.items():
+        torch.testing.assert_close(second[name], parameter, **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
+
+
+class TestCollator:
+    def test_mixed_k_padded_in_full(self):
+        batch = DataCollatorForBestOfK(pad_token_id=9)(
+            [
+                {"prompt_ids": [1, 2], "completion_ids": [[3], [4, 5], [6]], "label": 2, "margin": 1},
+                {"prompt_ids": [], "completion_ids": [[8], [9]], "label": 0, "margin": 0.5},
+            ]
+        )
+        expected = {
+            "candidate_mask": [[True, True, True], [True, True, False]],
+            "input_ids": [[1, 2, 3, 9], [1, 2, 4, 5], [1, 2, 6, 9], [8, 9, 9, 9], [9, 9, 9, 9]],
+            "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]],
+            "labels": [2, 0],
+            "margin": [1.0, 0.5],
+        }
+        assert {key: value.tolist() for key, value in batch.items()} == expected
+        assert next(iter(batch)) == "candidate_mask"  # Trainer takes the batch size from the first entry
+
+    def test_rankings_and_scores_are_filled_up(self):
+        rows = [
+            {"prompt_ids": [1], "completion_ids": [[2], [3], [4]], "ranking": [2, 0, 1], "scores": [1, 2, 3]},
+            {"prompt_ids": [1], "completion_ids": [[2], [3]], "ranking": [1, 0], "scores": [0.5, 0.25]},
+        ]
+        batch = DataCollatorForBestOfK()(rows)
+        assert batch["rankings"].tolist() == [[2, 0, 1], [1, 0, 0]]
+        assert batch["scores"].tolist() == [[1.0, 2.0, 3.0], [0.5, 0.25, 0.0]]
+
+    def test_width_is_rounded_up(self):
+        row = {"prompt_ids": [1], "completion_ids": [[2], [3, 4]], "label": 0}
+        assert DataCollatorForBestOfK(pad_to_multiple_of=8)([row])["input_ids"].shape == (2, 8)
+        assert DataCollatorForBestOfK(pad_to_multiple_of=3)([row])["input_ids"].shape == (2, 3)
+
+
+MASK = torch.tensor([[True, True, True], [True, True, False]])
+
+
+class TestLosses:
+    def test_a_label_tells_k_minus_one_pairs_and_a_ranking_all(self):
+        pairs = preferred_pairs({"labels": torch.tensor([1, 0])}, MASK)
+        assert pairs.nonzero().tolist() == [[0, 1, 0], [0, 1, 2], [1, 0, 1]]
+        pairs = preferred_pairs({"rankings": torch.tensor([[2, 0, 1], [1, 0, 0]])}, MASK)
+        assert pairs.nonzero().tolist() == [[0, 0, 1], [0, 2, 0], [0, 2, 1], [1, 1, 0]]
+
+    def test_tied_scores_give_no_pair(self):
+        pairs = preferred_pairs({"scores": torch.tensor([[2.0, 2.0, 1.0], [0.0, 1.0, 9.0]])}, MASK)
+        assert pairs.nonzero().tolist() == [[0, 0, 2], [0, 1, 2], [1, 1, 0]]
+
+    def test_best_candidates_of_every_judgement(self):
+        assert best_candidates({"labels": torch.tensor([1, 0])}, MASK).nonzero().tolist() == [[0, 1], [1, 0]]
+        assert best_candidates({"rankings": torch.tensor([[2, 0, 1], [1, 0, 0]])}, MASK).nonzero().tolist() == [
+            [0, 2],
+            [1, 1],
+        ]
+        scores = torch.tensor([[2.0, 2.0, 1.0], [-1.0, -2.0, 0.0]])
+        assert best_candidates({"scores": scores}, MASK).nonzero().tolist() == [[0, 0], [0, 1], [1, 0]]
+
+    def test_pairwise_by_hand_weighs_records_alike(self):
+        rewards = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 50.0]])
+        pairs = preferred_pairs({"labels": torch.tensor([1, 0])}, MASK)
+        expected = ((math.log1p(math.exp(-1)) + math.log1p(math.exp(2))) / 2 + math.log1p(math.exp(-2))) / 2
+        assert pairwise_loss(rewards, pairs).item() == pytest.approx(expected)
+
+    def test_pairwise_on_a_full_ranking_is_the_ranking_loss(self):
+        rewards = torch.tensor([[0.3, -1.0, 2.0], [0.7, 0.1, 9.0]])
+        judgement = {"rankings": torch.tensor([[2, 0, 1], [1, 0, 0]])}
+        losses = [preference_loss(loss_type, rewards, judgement, MASK) for loss_type in ("ranking", "pairwise")]
+        torch.testing.assert_close(*losses)
+        untied = {"scores": torch.tensor([[2.0, 1.0, 3.0], [0.0, 1.0, 0.0]])}
+        torch.testing.assert_close(preference_loss("ranking", rewards, untied, MASK), losses[0])
+
+    def test_margin_is_taken_off_the_labelled_reward(self):
+        rewards, mask = torch.tensor([[1.0, 0.2], [0.5, 2.0]]), torch.ones(2, 2, dtype=torch.bool)
+        judgement = {"labels": torch.tensor([0, 1]), "margin": torch.tensor([0.3, 1.0])}
+        expected = -logsigmoid(torch.tensor([1.0 - 0.2 - 0.3, 2.0 - 0.5 - 1.0])).mean()
+        for loss_type in ("best_of_k", "pairwise"):
+            torch.testing.assert_close(preference_loss(loss_type, rewards, judgement, mask), expected)
+
+    def test_scalar_is_the_squared_error_of_present_candidates(self):
+        rewards = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 50.0]])
+        judgement = {"scores": torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]])}
+        assert preference_loss("scalar", rewards, judgement, MASK).item() == pytest.approx((1 + 0 + 4 + 0 + 4) / 5)
+
+
+class TestEqualToTRL:
+    @pytest.mark.parametrize("changes", [{}, {"center_rewards_coefficient": 0.1}, {"margin": True}])
+    @pytest.mark.parametrize("loss_type", ["best_of_k", "pairwise"])
+    def test_pairs_give_trls_loss_and_gradients(
+        self, make_classifier, make_trainer, tokenizer, config, changes, loss_type
+    ):
+        """The same ids and weights; TRL embeds padding where we mask it, and lengths differ to show that we agree."""
+        changes = dict(changes)
+        generator = torch.Generator().manual_seed(0)
+        pairs = [torch.randint(0, 300, (2, 6), generator=generator).tolist() for _ in range(4)]
+        columns = {"chosen_ids": [c[: 4 + i % 3] for i, (c, _) in enumerate(pairs)]}
+        columns["rejected_ids"] = [rejected for _, rejected in pairs]
+        if changes.pop("margin", False):
+            columns["margin"] = [0.5, 0.0, 1.0, 2.0]
+        dataset = Dataset.from_dict(columns)
+        ours = make_trainer(dataset, model=make_classifier(), loss_type=loss_type, **changes)
+        theirs = RewardTrainer(
+            model=make_classifier(),
+            args=config(RewardConfig, bf16=False, gradient_checkpointing=None, **changes),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+        losses = []
+        for trainer in (ours, theirs):
+            batch = trainer.data_collator([{k: row[k] for k in row} for row in trainer.train_dataset])
+            loss = trainer.compute_loss(trainer.model, batch)
+            loss.backward()
+            losses.append(loss.detach())
+        torch.testing.assert_close(*losses)
+        our_gradients = {n: p.grad for n, p in ours.model.named_parameters()}
+        for name, parameter in theirs.model.named_parameters():
+            torch.testing.assert_close(our_gradients[name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+    def test_metrics_of_pairs_are_trls(self, make_classifier, make_trainer, tokenizer, config):
+        dataset = Dataset.from_dict({"chosen_ids": [[1, 2, 3], [4, 5, 6]], "rejected_ids": [[1, 2, 7], [4, 5, 9]]})
+        args = config(RewardConfig, bf16=False, gradient_checkpointing=None, num_train_epochs=1)
+        ours = make_trainer(dataset, model=make_classifier())
+        theirs = RewardTrainer(make_classifier(), args, train_dataset=dataset, processing_class=tokenizer)
+        ours.train()
+        theirs.train()
+        logs = [trainer.state.log_history[0] for trainer in (ours, theirs)]
+        shared = {"loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward", "num_tokens", "grad_norm"}
+        assert shared <= set(logs[1])
+        assert {k: logs[0][k] for k in shared} == pytest.approx({k: logs[1][k] for k in shared}, rel=1e-4, abs=1e-6)
+
+
+class TestTraining:
+    @pytest.mark.parametrize("optimizer", ["tf_adam", "hf"])
+    def test_gain_trains_while_bias_and_offset_stay(self, make_trainer, optimizer):
+        """The loss ignores bias and offset; only an Adam with a large epsilon takes their rounding errors for zero."""
+        trainer = make_trainer(records(), optimizer=optimizer, learning_rate=1e-3, num_train_epochs=3, max_grad_norm=0)
+        head = reward_head(trainer.model)
+        before = copy.deepcopy(head)
+        trainer.train()
+        drift = max(abs(head.offset - before.offset).item(), abs(head.bias - before.bias).item())
+        assert abs(head.gain - before.gain).item() > 1e-4 and not torch.equal(head.weight, before.weight)
+        if optimizer == "tf_adam":
+            assert isinstance(trainer.optimizer.optimizer, TFAdam) and drift < 1e-6
+        else:
+            assert drift > 1e-5
+
+    @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+    def test_every_parameter_reached_moves(self, make_classifier, make_trainer, kind):
+        model = as_reward_model(make_classifier(kind), fresh_head=True)
+        trainer, before = make_trainer(records(), model=model, learning_rate=1e-3), parameters_of(model)
+        trainer.train()
+        unmoved = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+        assert unmoved <= {"score.bias", "score.offset"}
+        assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+
+    def test_schedule_starts_at_lr_and_never_reaches_zero(self, make_trainer):
+        """lr (1 - k B/N) for k = 0..N/B-1, in the logs as the rate of the step just made."""
+        trainer = make_trainer(records(16), learning_rate=8e-3)
+        rates = []
+        trainer.create_optimizer_and_scheduler(4)
+        for _ in range(4):
+            rates.append(trainer.lr_scheduler.get_last_lr()[0])
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+        assert rates == pytest.approx([8e-3, 6e-3, 4e-3, 2e-3])
+
+    def test_each_label_is_used_once(self, make_trainer):
+        trainer = make_trainer(records(8))
+        trainer.train()
+        assert trainer.state.global_step == 2 and trainer.state.epoch == 1
+
+    def test_accumulated_micro_batches_equal_one_batch(self, make_trainer, make_classifier):
+        models = []
+        for batch, accumulation in ((4, 1), (2, 2)):
+            trainer = make_trainer(
+                records(4),
+                model=as_reward_model(make_classifier(), fresh_head=True),
+                per_device_train_batch_size=batch,
+                gradient_accumulation_steps=accumulation,
+                optimizer="tf_adam",
+            )
+            trainer.train()
+            models.append(parameters_of(trainer.model))
+        assert_same_parameters(*models, atol=1e-6, rtol=0)
+
+    def test_dropout_is_off(self, make_trainer):
+        trainer = make_trainer(records())
+        assert {m.p for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout)} == {0}
+
+    def test_padding_and_filler_do_not_change_the_loss(self, make_trainer):
+        trainer = make_trainer(records(4))
+        rows = [{k: row[k] for k in row} for row in trainer.train_dataset]
+        collators = [DataCollatorForBestOfK(), DataCollatorForBestOfK(pad_token_id=342, pad_to_multiple_of=32)]
+        losses = [trainer.compute_loss(trainer.model, collate(rows)) for collate in collators]
+        torch.testing.assert_close(*losses, atol=1e-6, rtol=0)
+
+    def test_permuted_candidates_do_not_change_the_loss(self, make_trainer):
+        trainer = make_trainer(records(4))
+        rows = [{k: row[k] for k in row} for row in trainer.train_dataset]
+        order = [2, 0, 3, 1]
+        permuted = [
+            {**row, "completion_ids": [row["completion_ids"][i] for i in order], "label": order.index(row["label"])}
+            for row in rows
+        ]
+        losses = [trainer.compute_loss(trainer.model, trainer.data_collator(each)) for each in (rows, permuted)]
+        torch.testing.assert_close(*losses, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("loss_type", "judgement", "values"),
+        [
+            ("ranking", "ranking", [[2, 0, 1], [1, 0]]),
+            ("ranking", "scores", [[2.0, 2.0, 1.0], [0.0, 1.0]]),
+            ("pairwise", "label", [2, 1]),
+            ("scalar", "scores", [[1.0, 1.0, 1.0], [2.0, 0.0]]),
+            ("best_of_k", "scores", [[1.0, 3.0, 1.0], [2.0, 0.0]]),
+        ],
+    )
+    def test_every_loss_trains_on_records_of_mixed_k(self, make_trainer, loss_type, judgement, values):
+        columns = {"prompt_ids": [[1], [2]], "completion_ids": [[[3], [4, 5], [6]], [[7], [8]]], judgement: values}
+        dataset = Dataset.from_dict(columns)
+        trainer = make_trainer(dataset, loss_type=loss_type, eval_dataset=dataset)
+        trainer.train()
+        metrics = trainer.evaluate()
+        assert math.isfinite(metrics["eval_loss"]) and math.isfinite(trainer.state.log_history[0]["loss"])
+
+    def test_text_records_train_without_an_eos(self, make_trainer, tokenizer):
+        columns = {"prompt": ["she"] * 4, "completions": [[" saw", " loved", " hated"]] * 4, "label": [0, 1, 2, 1]}
+        trainer = make_trainer(Dataset.from_dict(columns))
+        assert all(tokenizer.eos_token_id not in ids for row in trainer.train_dataset["completion_ids"] for ids in row)
+        assert tokenizer.pad_token is None and trainer.model.config.pad_token_id is None
+        trainer.train()
+
+    def test_chat_records_train(self, make_trainer, tokenizer):
+        tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+        answers = [[{"role": "assistant", "content": text}] for text in ("good", "bad")]
+        columns = {"prompt": [[{"role": "user", "content": "hi"}]] * 4, "completions": [answers] * 4, "label": [0] * 4}
+        trainer = make_trainer(Dataset.from_dict(columns))
+        trainer.train()
+        assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+    def test_streamed_records_train(self, make_trainer):
+        stream = IterableDataset.from_generator(lambda: iter(list(records(8))))
+        trainer = make_trainer(stream, max_steps=2)
+        trainer.train()
+        assert trainer.state.global_step == 2
+
+    @pytest.mark.slow
+    def test_a_planted_linear_reward_is_learned(self, make_trainer):
+        """The label is the candidate whose tokens have the highest sum of hidden values; 1 in 4 is chance."""
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(40, generator=generator)
+        completions = torch.randint(0, 40, (2400, 4, 3), generator=generator)
+        columns = {
+            "prompt_ids": [[1, 2]] * 2400,
+            "completion_ids": completions.tolist(),
+            "label": values[completions].sum(-1).argmax(-1).tolist(),
+        }
+        dataset = Dataset.from_dict(columns)
+        trainer = make_trainer(
+            dataset.select(range(2000)),
+            eval_dataset=dataset.select(range(2000, 2400)),
+            per_device_train_batch_size=32,
+            num_train_epochs=6,
+            learning_rate=3e-3,
+            logging_steps=1000,
+        )
+        trainer.train()
+        metrics = trainer.evaluate()
+        assert metrics["eval_accuracy"] > 0.9 and metrics["eval_chance"] == 0.25
+
+
+class TestMetrics:
+    def test_by_hand(self, make_trainer, monkeypatch):
+        """Rewards (2, 0, 1), best 0; (1, 4), best 0: hit and miss, margins 1.5 and -3."""
+        columns = {"prompt_ids": [[1], [2]], "completion_ids": [[[3], [4], [6]], [[7], [8]]], "label": [0, 0]}
+        trainer = make_trainer(Dataset.from_dict(columns), eval_dataset=Dataset.from_dict(columns))
+        rewards = torch.tensor([2.0, 0.0, 1.0, 1.0, 4.0])[:, None, None]
+        monkeypatch.setattr(trainer.model.score, "forward", lambda hidden: rewards)
+        metrics = trainer.evaluate()
+        expected = {"accuracy": 0.5, "chance": (1 / 3 + 1 / 2) / 2, "margin": -0.75, "mean_reward": 1.6}
+        expected |= {"min_reward": 0, "max_reward": 4, "std_reward": 1.356466}
+        assert {key: metrics[f"eval_{key}"] for key in expected} == pytest.approx(expected, rel=1e-5)
+        losses = [math.log(math.exp(2) + 1 + math.e) - 2, math.log(math.e + math.exp(4)) - 1]
+        assert metrics["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+    def test_equal_rewards_count_as_a_miss(self, make_trainer, monkeypatch):
+        trainer = make_trainer(records(4), eval_dataset=records(4))
+        monkeypatch.setattr(trainer.model.score, "forward", lambda hidden: hidden.new_zeros(len(hidden), 1, 1))
+        metrics = trainer.evaluate()
+        assert metrics["eval_accuracy"] == 0 and metrics["eval_loss"] == pytest.approx(math.log(4))
+
+    def test_batch_split_does_not_matter(self, make_trainer):
+        keys = ("loss", "accuracy", "chance", "margin", "mean_reward", "std_reward")
+        results = []
+        for batch_size in (2, 3, 7):
+            trainer = make_trainer(records(4), eval_dataset=records(7), per_device_eval_batch_size=batch_size)
+            metrics = trainer.evaluate()
+            results.append({key: metrics[f"eval_{key}"] for key in keys})
+        assert results[0] == pytest.approx(results[2], abs=1e-5) and results[1] == pytest.approx(results[2], abs=1e-5)
+
+    def test_random_rewards_are_right_at_the_rate_of_chance(self, make_trainer, monkeypatch):
+        trainer = make_trainer(records(2), eval_dataset=records(2000), per_device_eval_batch_size=500)
+        monkeypatch.setattr(trainer.model, "forward", lambda input_ids, attention_mask: _random_logits(len(input_ids)))
+        metrics = trainer.evaluate()
+        assert metrics["eval_accuracy"] == pytest.approx(0.25, abs=0.03) and metrics["eval_chance"] == 0.25
+
+    def test_compute_metrics_gets_rewards_and_labels(self, make_trainer):
+        seen = []
+        columns = {"prompt_ids": [[1], [2]], "completion_ids": [[[3], [4], [6]], [[7], [8]]], "label": [2, 1]}
+        trainer = make_trainer(
+            records(4),
+            eval_dataset=Dataset.from_dict(columns),
+            trainer_kwargs={"compute_metrics": lambda p: seen.append((p.predictions, p.label_ids)) or {"n": 1}},
+        )
+        assert trainer.evaluate()["eval_n"] == 1
+        predictions, labels = seen[0]
+        assert predictions.shape == (2, 3) and predictions[1, 2] == -100 and labels.tolist() == [2, 1]
+
+
+def _random_logits(n):
+    return type("Output", (), {"logits": torch.randn(n, 1)})
+
+
+class TestResume:
+    @pytest.mark.parametrize("adapter", [False, True])
+    def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+        self, make_trainer, make_causal_lm, tmp_path, adapter
+    ):
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True) if adapter else None
+        settings = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "model": str(tmp_path / "base")}
+        settings["peft_config"] = peft_config
+        whole = make_trainer(records(16), **settings, output_dir=str(tmp_path / "a"))
+        whole.train()
+        resumed = make_trainer(records(16), **settings, output_dir=str(tmp_path / "b"))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+        assert reward_head(whole.model).gain.item() != 1.0
+        assert_same_parameters(parameters_of(whole.model), parameters_of(resumed.model))
+        losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (whole, resumed)]
+        assert losses[0] == losses[1]
+
+    def test_best_model_is_loaded_with_its_own_head(self, make_trainer):
+        trainer = make_trainer(
+            records(16),
+            eval_dataset=records(4, seed=1),
+            save_strategy="steps",
+            eval_strategy="steps",
+            save_steps=1,
+            eval_steps=1,
+            learning_rate=3e-2,
+            load_best_model_at_end=True,
+        )
+        trainer.train()
+        losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+        assert losses[-1] != min(losses)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+    def test_checkpoint_is_an_ordinary_reward_model(self, make_trainer):
+        trainer = make_trainer(records(8), save_strategy="epoch", learning_rate=1e-2)
+        trainer.train()
+        loaded = load_reward_model(f"{trainer.args.output_dir}/checkpoint-2")
+        pairs = [[[1, 2], [3]], [[4, 5, 6], [7]]]
+        torch.testing.assert_close(score_token_ids(loaded, *pairs), score_token_ids(trainer.model, *pairs))
+
+    def test_checkpoint_without_its_head_is_refused(self, make_trainer, tmp_path):
+        trainer = make_trainer(records(8), save_strategy="epoch")
+        trainer.train()
+        (tmp_path / "out" / "checkpoint-2" / "reward_head.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match="not a complete checkpoint of a reward model"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+class TestModels:
+    def test_path_without_a_head_gets_one_seeded_with_the_run(self, make_trainer, make_causal_lm, tmp_path):
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        trainers = [make_trainer(records(), model=str(tmp_path / "base"), seed=seed) for seed in (1, 1, 2)]
+        weights = [reward_head(trainer.model).weight for trainer in trainers]
+        assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+    def test_model_object_keeps_its_head(self, make_trainer, make_classifier):
+        model = make_classifier()
+        weight = model.score.weight.clone()
+        assert torch.equal(reward_head(make_trainer(records(), model=model).model).weight, weight)
+
+    def test_tokenizer_is_found_beside_the_model(self, make_causal_lm, tokenizer, config, tmp_path):
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        columns = {"prompt": ["she"], "completions": [[" saw", " was"]], "label": [1]}
+        trainer = BestOfKRewardTrainer(str(tmp_path / "base"), config(), train_dataset=Dataset.from_dict(columns))
+        assert trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"]) == "she"
+
+    def test_model_init_kwargs_reach_the_model(self, make_trainer, make_causal_lm, tmp_path):
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        kwargs = {"attn_implementation": "eager"}
+        trainer = make_trainer(records(), model=str(tmp_path / "base"), model_init_kwargs=kwargs)
+        assert trainer.model.config._attn_implementation == "eager"
+        assert trainer.args.model_init_kwargs == kwargs
+
+    def test_lora_trains_and_saves_head_and_adapter_only(self, make_trainer, make_causal_lm, tmp_path):
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+        trainer = make_trainer(records(), model=str(tmp_path / "base"), peft_config=peft_config, learning_rate=1e-2)
+        assert peft_config.modules_to_save is None  # the user's object is left alone
+        before = parameters_of(trainer.model)
+        trainer.train()
+        moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+        assert moved and all("lora" in n or "score.modules_to_save.default" in n for n in moved)
+        assert {"weight", "gain"} <= {n.rsplit(".", 1)[1] for n in moved if "score" in n}
+        trainer.save_model(str(tmp_path / "adapter"))
+        loaded = load_reward_model(tmp_path / "adapter")
+        pairs = [[[1, 2], [3]], [[4, 5, 6], [7]]]
+        torch.testing.assert_close(score_token_ids(loaded, *pairs), score_token_ids(trainer.model, *pairs))
+
+    def test_adapter_folder_can_be_trained_further(self, make_trainer, make_causal_lm, tmp_path):
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+        make_trainer(records(), model=str(tmp_path / "base"), peft_config=config).save_model(str(tmp_path / "adapter"))
+        trainer = make_trainer(records(), model=str(tmp_path / "adapter"), learning_rate=1e-2)
+        before = parameters_of(trainer.model)
+        trainer.train()
+        assert any("lora" in n and not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+    def test_training_forgets_a_normalisation_and_evaluating_does_not(self, make_trainer):
+        trainer = make_trainer(records(4), eval_dataset=records(4))
+        normalize_reward_model(trainer.model, [[1, 2], [3]], [[4], [5, 6]])
+        trainer.evaluate()
+        assert is_normalized(trainer.model)
+        trainer.train()
+        assert not is_normalized(trainer.model)
+
+    def test_model_card_names_the_paper(self, make_trainer, tmp_path):
+        trainer = make_trainer(records(4))
+        trainer.create_model_card()
+        assert "1909.08593" in (tmp_path / "out" / "README.md").read_text()
+
+
+class TestConfig:
+    def test_changed_and_added_fields(self, config):
+        added = {f.name for f in fields(BestOfKRewardConfig)} - {f.name for f in fields(RewardConfig)}
+        assert added == {"loss_type", "optimizer"}
+        args = config()
+        assert (args.bf16, bool(args.gradient_checkpointing), args.num_train_epochs) == (False, False, 1)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"pad_token": "x"}, "`pad_token` is 'x', which this trainer does not use: masks go by length"),
+            ({"eos_token": "x"}, "`eos_token` is 'x'"),
+            ({"trust_remote_code": True}, "`trust_remote_code` is True"),
+            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),
+            ({"label_names": ["x"]}, "`label_names` is"),
+            ({"loss_type": "dpo"}, "`loss_type` is 'dpo'; it can be 'best_of_k' or 'ranking'"),
+            ({"optimizer": "sgd"}, "`optimizer` is 'sgd'; it can be 'hf' or 'tf_adam'"),
+            ({"max_length": 0}, "`max_length` is 0; give at least 1"),
+            ({"optimizer": "tf_adam", "weight_decay": 0.1}, "`weight_decay` is 0.1, which `optimizer='tf_adam'`"),
+            ({"optimizer": "tf_adam", "adam_epsilon": 1e-6}, "`adam_epsilon` is 1e-06"),
+        ],
+    )
+    def test_refused_values_are_named(self, config, changes, message):
+        with pytest.raises(ValueError, match=message):
+            config(**changes)
+
+    def test_tf_adam_takes_the_configured_rate_and_betas(self, make_trainer):
+        trainer = make_trainer(records(), optimizer="tf_adam", learning_rate=2e-3, adam_beta1=0.8, adam_beta2=0.9)
+        group = trainer.create_optimizer().param_groups[0]
+        assert (group["lr"], group["betas"], group["eps"]) == (2e-3, (0.8, 0.9), 1e-5)
+
+    def test_two_optimizers_are_refused(self, make_trainer):
+        kwargs = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1})}
+        with pytest.raises(ValueError, match="are both given; give one of them"):
+            make_trainer(records(), optimizer="tf_adam", trainer_kwargs=kwargs)
+
+    def test_loading_options_for_a_loaded_model_are_refused(self, make_trainer):
+        with pytest.raises(ValueError, match="`model_init_kwargs` is given, but `model` is loaded already"):
+            make_trainer(records(), model_init_kwargs={"dtype": "float32"})
+
+    def test_prompt_learning_is_refused(self, make_trainer):
+        with pytest.raises(ValueError, match="`peft_config` is PROMPT_TUNING"):
+            make_trainer(records(), peft_config=PromptTuningConfig(num_virtual_tokens=2))
+
+    def test_records_beyond_the_models_context_are_refused(self, make_trainer):
+        rows = records(2)
+        rows = rows.map(lambda row: {"prompt_ids": [1] * 260})
+        with pytest.raises(ValueError, match="the model reads 256; lower `max_length`"):
+            make_trainer(rows)

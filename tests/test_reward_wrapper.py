@@ -1,0 +1,143 @@
+"""From responses to rewards: what each kind of reward function reads, and what becomes of its answers."""
+
+import math
+
+import pytest
+import torch
+
+from trl_ziegler.kl_control import FixedKLController
+from trl_ziegler.reward_model import as_reward_model, score_token_ids
+from trl_ziegler.reward_wrapper import KLEntropyReward, Scored, function_name
+from trl_ziegler.tasks import Task
+
+TASK = Task("t", 4, truncate_token=".", truncate_after=1, penalty=-1.0, prefix="it ", suffix=" and")
+
+
+def build(tokenizer, functions, *, weights=None, task=TASK, kl_coef=0.1, **options):
+    controller = FixedKLController(kl_coef)
+    weights = [1.0] * len(functions) if weights is None else weights
+    return KLEntropyReward(functions, weights, task.bind(tokenizer), tokenizer, controller, **options)
+
+
+@pytest.fixture
+def texts(tokenizer):
+    """Two queries and responses: one ends at its second token, one never does."""
+    queries = [tokenizer(text)["input_ids"] for text in (" the cat", " a dog")]
+    responses = torch.tensor([tokenizer(text)["input_ids"] for text in (" was. and it", " was old and new")])
+    return queries, responses
+
+
+def test_callables_read_the_cut_text_and_every_column(tokenizer, texts):
+    seen = {}
+
+    def reward(prompts, completions, **columns):
+        seen.update(prompts=prompts, completions=completions, **columns)
+        return [2.0, 3.0]
+
+    scored = build(tokenizer, [reward]).score(*texts, {"extra": [7, 8]})
+    assert seen == {"prompts": [" the cat", " a dog"], "completions": [" was.", " was old and new"], "extra": [7, 8]}
+    assert scored.raw.tolist() == [2.0, 3.0]
+    assert scored.scores.tolist() == [2.0, -1.0]
+    assert scored.lengths.tolist() == [2, 4]
+    assert scored.valid.tolist() == [True, False]
+
+
+def test_prompt_column_wins_and_chat_prompts_get_messages(tokenizer, texts):
+    chat = [[{"role": "user", "content": "hi"}]] * 2
+    seen = []
+
+    def reward(prompts, completions, **columns):
+        seen.append((prompts, completions, columns))
+        return [0.0, 0.0]
+
+    build(tokenizer, [reward]).score(*texts, {"prompt": chat})
+    prompts, completions, columns = seen[0]
+    assert prompts == chat
+    assert completions[0] == [{"role": "assistant", "content": " was."}]
+    assert columns == {}
+
+
+def test_models_read_the_raw_query_and_the_cut_response_as_ids(tokenizer, texts, make_classifier):
+    model = as_reward_model(make_classifier(), fresh_head=True)
+    queries, responses = texts
+    scored = build(tokenizer, [model]).score(queries, responses, {})
+    expected = score_token_ids(model, queries, [responses[0, :2].tolist(), responses[1].tolist()])
+    torch.testing.assert_close(scored.raw, expected)
+    after_the_cut = responses.clone()
+    after_the_cut[0, 2:] = 5
+    assert torch.equal(build(tokenizer, [model]).score(queries, after_the_cut, {}).raw, scored.raw)
+    at_the_cut = responses.clone()
+    at_the_cut[0, 0] = 5
+    assert build(tokenizer, [model]).score(queries, at_the_cut, {}).raw[0] != scored.raw[0]
+
+
+def test_prefix_and_suffix_never_reach_the_reward_model(tokenizer, texts, make_classifier):
+    model = as_reward_model(make_classifier(), fresh_head=True)
+    bare = Task("t", 4, truncate_token=".", truncate_after=1, penalty=-1.0)
+    with_parts = build(tokenizer, [model]).score(*texts, {}).raw
+    assert torch.equal(build(tokenizer, [model], task=bare).score(*texts, {}).raw, with_parts)
+
+
+def test_a_model_with_its_own_tokenizer_reads_text(tokenizer, texts, make_classifier):
+    model = as_reward_model(make_classifier(), fresh_head=True)
+    own = build(tokenizer, [model], processing_classes=[tokenizer]).score(*texts, {}).raw
+    torch.testing.assert_close(own, build(tokenizer, [model]).score(*texts, {}).raw)
+
+
+def test_functions_are_weighted_and_none_counts_as_nothing(tokenizer, texts):
+    functions = [lambda prompts, completions: [1.0, 2.0], lambda prompts, completions: [None, 4.0]]
+    task = Task("t", 4)
+    scored = build(tokenizer, functions, weights=[2.0, 0.5], task=task).score(*texts, {})
+    assert scored.scores.tolist() == [2.0, 6.0]
+    assert math.isnan(scored.parts[0, 1])
+
+
+def test_reward_is_the_score_at_the_end_minus_beta_times_the_log_ratio(tokenizer):
+    reward = build(tokenizer, [len], task=Task("t", 3), kl_coef=0.5)
+    scored = Scored(torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([1]), torch.tensor([True]))
+    logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-2.0, -2.0, -1.0]])
+    shaped = reward.shape(scored, logprobs, ref_logprobs)
+    torch.testing.assert_close(shaped.kl_reward, torch.tensor([[-0.5, 0.0, 1.0]]))
+    torch.testing.assert_close(shaped.rewards, torch.tensor([[-0.5, 0.0, 3.0]]))  # at T-1, though the text ended at 0
+    torch.testing.assert_close(shaped.entropy_bonus, torch.tensor([[0.5, 1.0, 1.5]]))
+    assert shaped.mask.all()
+
+
+def test_in_the_eos_regime_the_score_lands_on_the_last_token_kept(tokenizer):
+    reward = build(tokenizer, [len], task=Task("t", 3, regime="eos", truncate_token="."), kl_coef=0.5)
+    scored = Scored(torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([2]), torch.tensor([True]))
+    shaped = reward.shape(scored, torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-2.0, -2.0, -1.0]]))
+    torch.testing.assert_close(shaped.rewards, torch.tensor([[-0.5, 2.0, 0.0]]))
+    assert shaped.mask.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_names_prompt_and_response(tokenizer, texts, value):
+    def broken(prompts, completions):
+        return [0.0, value]
+
+    with pytest.raises(ValueError, match="'broken' gave no finite score for the prompt ' a dog' and the response"):
+        build(tokenizer, [broken]).score(*texts, {})
+
+
+def test_a_response_nobody_scored_is_refused(tokenizer, texts):
+    with pytest.raises(ValueError, match="no finite score for the prompt ' the cat'"):
+        build(tokenizer, [lambda prompts, completions: [None, 1.0]]).score(*texts, {})
+
+
+def test_wrong_numbers_of_scores_and_weights_are_refused(tokenizer, texts):
+    def short(prompts, completions):
+        return [1.0]
+
+    with pytest.raises(ValueError, match="'short' returned 1 scores for 2 completions"):
+        build(tokenizer, [short]).score(*texts, {})
+    with pytest.raises(ValueError, match="`reward_weights` has 2 values for 1 reward functions"):
+        build(tokenizer, [short], weights=[1.0, 2.0])
+
+
+def test_names_of_models_and_functions(make_classifier):
+    model = make_classifier()
+    assert function_name(model) == "GPT2ForSequenceClassification"
+    model.config._name_or_path = "some/where/judge/"
+    assert function_name(model) == "judge"
+    assert function_name(len) == "len"

@@ -1,0 +1,112 @@
+"""Minibatches of a rollout: what is whitened when, over what, and that every episode is used once an epoch."""
+
+import pytest
+import torch
+
+from trl_ziegler.functional import gae
+from trl_ziegler.rollout import Rollout, advantages_and_returns, micro_batches
+
+OPTIONS = {"gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "gather": None}
+
+
+def make_rollout(rewards, values=None, mask=None) -> Rollout:
+    rewards = torch.tensor(rewards)
+    values = torch.zeros_like(rewards) if values is None else torch.tensor(values)
+    rows, length = rewards.shape
+    return Rollout(
+        context_ids=torch.arange(rows)[:, None],
+        context_mask=torch.ones(rows, 1, dtype=torch.long),
+        responses=torch.zeros(rows, length, dtype=torch.long),
+        mask=torch.ones(rows, length, dtype=torch.bool) if mask is None else torch.tensor(mask),
+        logprobs=torch.zeros(rows, length),
+        values=values,
+        rewards=rewards,
+    )
+
+
+def test_returns_are_taken_before_the_advantages_are_whitened():
+    advantages, returns = advantages_and_returns(make_rollout([[0.0, 0.0, 1.0]]), **OPTIONS)
+    torch.testing.assert_close(returns, torch.tensor([[0.9025, 0.95, 1.0]]))
+    torch.testing.assert_close(advantages.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(advantages.std(correction=0), torch.tensor(1.0), atol=1e-5, rtol=0)
+
+
+def test_rewards_are_whitened_before_gae_and_keep_their_mean():
+    rollout = make_rollout([[0.0, 0.0, 0.0, 4.0]])
+    _, returns = advantages_and_returns(rollout, **{**OPTIONS, "whiten_rewards": True})
+    whitened = torch.tensor([[0.42265, 0.42265, 0.42265, 2.73205]])
+    expected = gae(whitened, rollout.values, gamma=1.0, lam=0.95)[1]
+    torch.testing.assert_close(returns, expected, atol=1e-4, rtol=0)
+
+
+def test_masked_tokens_take_no_part():
+    short = make_rollout([[1.0, 2.0]])
+    padded = make_rollout([[1.0, 2.0, 99.0]], [[0.0, 0.0, 7.0]], [[True, True, False]])
+    options = {**OPTIONS, "whiten_rewards": True}
+    for plain, masked in zip(
+        advantages_and_returns(short, **options), advantages_and_returns(padded, **options), strict=True
+    ):
+        torch.testing.assert_close(masked[:, :2], plain)
+        assert masked[0, 2] == 0
+
+
+def test_global_whitening_merges_the_ranks():
+    ours, theirs = make_rollout([[1.0, 5.0], [2.0, 0.0]]), make_rollout([[9.0, 3.0], [4.0, 4.0]])
+    both = make_rollout([[1.0, 5.0], [2.0, 0.0], [9.0, 3.0], [4.0, 4.0]])
+    sent = []
+
+    def record(tensor):
+        sent.append(tensor)
+        return tensor
+
+    advantages_and_returns(theirs, **{**OPTIONS, "gather": record})
+    replies = iter(sent)
+    ours_whitened, _ = advantages_and_returns(
+        ours, **{**OPTIONS, "gather": lambda tensor: torch.cat([tensor, next(replies)])}
+    )
+    whole, _ = advantages_and_returns(both, **OPTIONS)
+    alone, _ = advantages_and_returns(ours, **OPTIONS)
+    torch.testing.assert_close(ours_whitened, whole[:2])
+    assert not torch.allclose(alone, whole[:2])
+
+
+def stream(rollout, epochs=2, mini=4, micro=2, seed=0, **options):
+    return list(
+        micro_batches(
+            rollout,
+            epochs=epochs,
+            mini_batch_size=mini,
+            micro_batch_size=micro,
+            generator=torch.Generator().manual_seed(seed),
+            **{**OPTIONS, **options},
+        )
+    )
+
+
+def test_every_episode_once_an_epoch_in_a_fresh_order():
+    rollout = make_rollout(torch.randn(8, 3).tolist())
+    parts = stream(rollout)
+    assert len(parts) == 2 * 2 * 2
+    epochs = [torch.cat([p.rollout.context_ids for p in parts[i : i + 4]]).squeeze(1).tolist() for i in (0, 4)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(8))
+    assert epochs[0] != epochs[1]
+    again = torch.cat([p.rollout.context_ids for p in stream(rollout)[:4]]).squeeze(1).tolist()
+    assert again == epochs[0]
+
+
+def test_statistics_are_the_minibatch_s_not_the_micro_batch_s():
+    rollout = make_rollout(torch.randn(8, 3).tolist())
+    fine, coarse = stream(rollout, micro=1), stream(rollout, micro=4)
+    torch.testing.assert_close(
+        torch.cat([p.advantages for p in fine]), torch.cat([p.advantages for p in coarse]), atol=0, rtol=0
+    )
+    first = torch.cat([p.advantages for p in fine[:4]])
+    torch.testing.assert_close(first.std(correction=0), torch.tensor(1.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fine[0].return_variance, torch.cat([p.returns for p in fine[:4]]).var(correction=0))
+
+
+@pytest.mark.parametrize(("gather", "total"), [(None, 3.0), (lambda t: torch.cat([t, t + 4]), 5.0)])
+def test_total_counts_the_minibatch_s_trained_tokens(gather, total):
+    rollout = make_rollout([[1.0, 2.0], [3.0, 4.0]], mask=[[True, True], [True, False]])
+    fake = None if gather is None else lambda t: gather(t) if t.dim() == 1 else t
+    assert [p.total for p in stream(rollout, epochs=1, mini=2, micro=1, gather=fake)] == [total, total]

@@ -1,0 +1,203 @@
+"""Policy and value function as one module, so that one forward pass of one (wrapped) module trains both.
+
+Axis letters: B rows, S context + response tokens, T response tokens, V vocabulary, H hidden.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import is_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .reward_model import as_reward_model, load_reward_model, restore_reward_head, save_reward_head
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"
+
+
+class ActorCriticOutput(NamedTuple):
+    """`logits [B, T, V]` that predict each response token (untempered), `values [B, T]` before each, and the cache."""
+
+    logits: torch.Tensor
+    values: torch.Tensor
+    past_key_values: Any = None
+
+
+class ActorCritic(nn.Module):
+    """A causal language model with a value function.
+
+    Without `value_model` the value is a linear head, weight and bias zero at the start, on the policy's own final
+    layer-norm output (Ziegler et al. 2019; `openai/lm-human-preferences`, `policy.py`), and its loss reaches the
+    trunk. With `value_model` it is that network (Stiennon et al. 2020).
+
+    Args:
+        policy: A causal language model, or a `PeftModel` of one.
+        value_model: A sequence-classification model with one label whose head is called `score`, or `None`.
+    """
+
+    def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value_model = None if value_model is None else as_reward_model(value_model)
+        head = policy.get_output_embeddings()
+        if value_model is None:
+            width = policy.config.get_text_config().hidden_size
+            self.value_head = nn.Linear(width, 1, device=head.weight.device, dtype=torch.float32)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+            # What the language-model head reads is the trunk's output at exactly the positions asked for, whatever
+            # the architecture does to its logits afterwards; taking it here avoids keeping every layer's states.
+            head.register_forward_pre_hook(self._keep_trunk_output)
+        self._trunk_output: torch.Tensor | None = None
+
+    def _keep_trunk_output(self, module: nn.Module, args: tuple) -> None:
+        self._trunk_output = args[0]
+
+    @property
+    def config(self):
+        """The policy's configuration."""
+        return self.policy.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy lives."""
+        return next(self.policy.parameters()).device
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+    ) -> ActorCriticOutput:
+        """Logits and values for the last `response_length` tokens of each row.
+
+        Args:
+            input_ids: `[B, S]` contexts, padded on the left, followed by `response_length` response tokens.
+            attention_mask: `[B, S]`, 0 at padding. Ids at masked slots are never embedded.
+            response_length: T.
+        """
+        return self._run(input_ids[:, :-1], attention_mask[:, :-1], response_length)
+
+    def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Any = None) -> ActorCriticOutput:
+        """One sampling step: `logits [B, 1, V]` of the next token, `values [B, 1]` of the state, and the cache.
+
+        Args:
+            input_ids: `[B, S]` the tokens the cache has not seen: the whole context first, then one token a step.
+            attention_mask: `[B, all tokens so far]`.
+            cache: What the previous step returned.
+        """
+        return self._run(input_ids, attention_mask, 1, use_cache=True, past_key_values=cache)
+
+    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **cache: Any) -> ActorCriticOutput:
+        inputs = model_inputs(input_ids, attention_mask)
+        out = self.policy(**inputs, logits_to_keep=keep, **{"use_cache": False, **cache})
+        if self.value_model is None:
+            trunk, self._trunk_output = self._trunk_output, None
+            values = self.value_head(trunk.to(self.value_head.weight.dtype)).squeeze(-1)
+        elif cache:
+            # A separate network keeps no cache; its values are read from the finished responses by `forward`.
+            values = torch.zeros(out.logits.shape[:2], device=out.logits.device)
+        else:
+            values = self._network_values(inputs, keep)
+        return ActorCriticOutput(out.logits, values, out.get("past_key_values"))
+
+    def _network_values(self, inputs: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+        rows, width = inputs["input_ids"].shape
+        positions = torch.arange(width - keep, width, device=inputs["input_ids"].device).expand(rows, -1)
+        return self.value_model(**inputs, reward_positions=positions).logits
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass, in the policy and in the value network if there is one."""
+        self.policy.gradient_checkpointing_enable(**kwargs)
+        if self.value_model is not None:
+            self.value_model.gradient_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The name `gradient_checkpointing_enable` has in newer releases of transformers."""
+        self.policy.activation_checkpointing_enable(**kwargs)
+        if self.value_model is not None:
+            self.value_model.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo `gradient_checkpointing_enable`."""
+        self.policy.gradient_checkpointing_disable()
+        if self.value_model is not None:
+            self.value_model.gradient_checkpointing_disable()
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Tag the policy for its model card."""
+        self.policy.add_model_tags(tags)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` and `ActorCritic.from_pretrained` both read."""
+        self.policy.save_pretrained(save_directory)
+        if self.value_model is not None:
+            folder = Path(save_directory, VALUE_MODEL_FOLDER)
+            self.value_model.save_pretrained(folder)
+            save_reward_head(self.value_model, folder)
+        else:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.value_head.state_dict().items()}
+            save_file(state, Path(save_directory, VALUE_HEAD_FILE))
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> "ActorCritic":
+        """Load what `save_pretrained` wrote; `kwargs` go to `AutoModelForCausalLM.from_pretrained`.
+
+        Raises `FileNotFoundError` where the folder holds a policy without its value function.
+        """
+        folder = Path(path)
+        if not (folder / VALUE_HEAD_FILE).is_file() and not (folder / VALUE_MODEL_FOLDER).is_dir():
+            raise FileNotFoundError(
+                f"{folder} holds neither {VALUE_HEAD_FILE} nor {VALUE_MODEL_FOLDER}/, so it is a policy without its "
+                "value function; load it with AutoModelForCausalLM.from_pretrained."
+            )
+        policy = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+        if (folder / VALUE_MODEL_FOLDER).is_dir():
+            value_model = load_reward_model(folder / VALUE_MODEL_FOLDER)
+            restore_reward_head(value_model, folder / VALUE_MODEL_FOLDER)
+            return cls(policy, value_model)
+        model = cls(policy)
+        model.value_head.load_state_dict(load_file(folder / VALUE_HEAD_FILE))
+        return model
+
+    def load_checkpoint(self, path: str | os.PathLike) -> None:
+        """Overwrite the weights of this module, adapters included, with those `save_pretrained` wrote."""
+        _load_weights(self.policy, path)
+        if self.value_model is not None:
+            _load_weights(self.value_model, Path(path, VALUE_MODEL_FOLDER))
+            restore_reward_head(self.value_model, Path(path, VALUE_MODEL_FOLDER))
+        else:
+            self.value_head.load_state_dict(load_file(Path(path, VALUE_HEAD_FILE)))
+
+
+def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model reads: ids 0 at masked slots, positions that count present tokens (0-based).
+
+    Args:
+        input_ids: `[B, S]` the tokens to run.
+        attention_mask: `[B, S]`, or longer on the left by the tokens a cache already holds.
+    """
+    new, mask = input_ids.shape[1], attention_mask.long()
+    return {
+        "input_ids": input_ids.masked_fill(mask[:, -new:] == 0, 0),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - mask)[:, -new:],
+    }
+
+
+def response_logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+) -> torch.Tensor:
+    """`[B, T, V]` logits of a causal model that predict the last `response_length` tokens of `input_ids [B, S]`."""
+    inputs = model_inputs(input_ids[:, :-1], attention_mask[:, :-1])
+    return model(**inputs, logits_to_keep=response_length, use_cache=False).logits
+
+
+def _load_weights(model: PreTrainedModel, path: str | os.PathLike) -> None:
+    if is_peft_model(model):
+        set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+        return
+    loaded = type(model).from_pretrained(path)
+    model.load_state_dict(loaded.state_dict())

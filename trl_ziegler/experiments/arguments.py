@@ -1,0 +1,160 @@
+"""The arguments of a recipe: flat flags, plus one section per stage that is checked against that stage's own config.
+
+`accelerate launch recipes/sentiment.py [--config FILE.yaml] [--flag value] [--section.key value]`
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from trl import TrlParser
+
+from ..tasks import Task
+
+Config = TypeVar("Config")
+SECTIONS = ("task", "world", "classifier", "sft", "reward", "policy")
+
+
+@dataclass
+class RecipeArguments:
+    """Settings of a whole run. Without `model` and `documents` everything comes from the embedded laptop world."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Run directory; default runs/<task>/<name of the config file>."}
+    )
+    seed: int = field(default=1, metadata={"help": "Seed of the run: data, initial weights, sampling."})
+    stages: str | None = field(
+        default=None, metadata={"help": "Comma-separated stages to run; default all. Finished ones are skipped."}
+    )
+    mode: Literal["best_of_k", "direct"] = field(
+        default="best_of_k",
+        metadata={"help": "RL on a reward model trained from best-of-K labels, or directly on the labeller's score."},
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Start model: folder or hub id of a causal language model."}
+    )
+    documents: str | None = field(
+        default=None, metadata={"help": "Texts that queries are cut from: file, saved dataset or hub id."}
+    )
+    documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
+    reviews: str | None = field(
+        default=None, metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."}
+    )
+    judge_model: str | None = field(
+        default=None,
+        metadata={"help": "A ready text-classification model (folder or hub id) instead of training a classifier."},
+    )
+    num_candidates: int = field(default=4, metadata={"help": "K, candidates per label."})
+    num_labels: int = field(default=4992, metadata={"help": "Labels to train the reward model on."})
+    num_eval_labels: int = field(default=512, metadata={"help": "Held-out labels for its accuracy."})
+    label_error_rate: float = field(default=0.0, metadata={"help": "Share of labels replaced by a random other one."})
+    num_policy_queries: int = field(default=8192, metadata={"help": "Queries PPO draws from."})
+    num_eval_queries: int = field(default=512, metadata={"help": "Held-out queries for win rate and samples."})
+    num_normalization_samples: int = field(
+        default=512, metadata={"help": "Responses of the start model that normalise the reward model."}
+    )
+    frontier_queries: int = field(default=64, metadata={"help": "Held-out queries for the reward-KL frontier."})
+    frontier_samples: int = field(
+        default=1024, metadata={"help": "Responses per frontier query; at least 20 * exp(KL) are needed."}
+    )
+    batch_size: int = field(default=256, metadata={"help": "Rows per forward pass in sampling and scoring."})
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads of torch on a CPU; default all cores divided by the processes."}
+    )
+    report_to: str = field(default="none", metadata={"help": "Trackers, as in any HF script: none, tensorboard, wandb…"})
+    task: dict | str | None = field(
+        default=None, metadata={"help": "Section: fields of Task that differ (--task.response_length 16)."}
+    )
+    world: dict | str | None = field(
+        default=None, metadata={"help": "Section: sizes of the laptop world (fields of WorldConfig)."}
+    )
+    classifier: dict | str | None = field(
+        default=None, metadata={"help": "Section: TrainingArguments of the sentiment classifier."}
+    )
+    sft: dict | str | None = field(
+        default=None, metadata={"help": "Section: SFTConfig of the start model's training; empty uses `model` as it is."}
+    )
+    reward: dict | str | None = field(default=None, metadata={"help": "Section: BestOfKRewardConfig."})
+    policy: dict | str | None = field(default=None, metadata={"help": "Section: ZieglerPPOConfig."})
+
+    def __post_init__(self) -> None:
+        for name in SECTIONS:
+            value = getattr(self, name)
+            setattr(self, name, json.loads(value) if isinstance(value, str) else dict(value or {}))
+        if self.num_candidates < 2:
+            raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
+        if (self.model is None) != (self.documents is None):
+            raise ValueError(
+                "`model` and `documents` go together: give both for your own, or neither for the laptop world."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as written to `config.yaml`."""
+        return asdict(self)
+
+
+def parse_recipe_arguments(default_config: Path, argv: Sequence[str] | None = None) -> tuple[RecipeArguments, str]:
+    """Arguments from `--config` (or `default_config`), overridden by flags; and the config's name.
+
+    Flags `--section.key value` override single keys of a section. Raises `ValueError` naming an unknown key.
+    """
+    flags, overrides = split_section_flags(list(sys.argv[1:] if argv is None else argv))
+    if "--config" not in flags:
+        flags = ["--config", str(default_config), *flags]
+    config_name = Path(flags[flags.index("--config") + 1]).stem
+    (args,) = TrlParser(RecipeArguments).parse_args_and_config(flags)
+    for section, values in overrides.items():
+        getattr(args, section).update(values)
+    return args, config_name
+
+
+def split_section_flags(argv: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Separate `--section.key value` (or `=value`) from ordinary flags; values are read as YAML."""
+    flags: list[str] = []
+    overrides: dict[str, dict[str, Any]] = {}
+    rest = iter(argv)
+    for token in rest:
+        name, _, value = token.removeprefix("--").partition("=")
+        section, dot, key = name.partition(".")
+        if not token.startswith("--") or not dot or section not in SECTIONS:
+            flags.append(token)
+            continue
+        text = value if "=" in token else next(rest, None)
+        if text is None:
+            raise ValueError(f"{token} needs a value.")
+        overrides.setdefault(section, {})[key] = yaml.safe_load(text)
+    return flags, overrides
+
+
+def section_config(config_class: type[Config], name: str, section: dict[str, Any], **forced: Any) -> Config:
+    """A section as an instance of its stage's config class.
+
+    `forced` values come from the recipe itself (output directory, seed) and are no keys of the section. Unknown keys
+    raise `ValueError` with the nearest known one; texts such as `1e-5` are converted as on a command line.
+    """
+    known = {item.name for item in fields(config_class) if item.init}
+    refuse_unknown_keys(name, section, known - set(forced))
+    parser = TrlParser(config_class)
+    parser.set_defaults_with_config(**section, **forced)
+    (config,) = parser.parse_args_into_dataclasses(args=[])
+    return config
+
+
+def section_task(task: Task, section: dict[str, Any]) -> Task:
+    """`task` with the fields the section changes."""
+    refuse_unknown_keys("task", section, {item.name for item in fields(Task)})
+    return replace(task, **section)
+
+
+def refuse_unknown_keys(name: str, section: dict[str, Any], known: set[str]) -> None:
+    """`ValueError` naming the first key of the section that is not known, and the nearest that is."""
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            raise ValueError(f"Unknown key '{key}' in the section '{name}'{hint}")

@@ -1,0 +1,109 @@
+"""Sampling responses to lists of queries, with progress; and the candidates that labellers are shown."""
+
+from typing import Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..actor_critic import ActorCritic, response_logits
+from ..functional import token_logprobs_and_entropy
+from ..queries import QueryCollator, with_responses
+from ..sampling import sample
+from ..tasks import BoundTask
+
+MAX_ROUNDS = 12
+
+
+class Responses(NamedTuple):
+    """`responses [N, T]` ids as sampled and `kl [N]`, log(pi/rho) of each in nats (0 without a reference); on the CPU."""
+
+    responses: torch.Tensor
+    kl: torch.Tensor
+
+
+class Generator:
+    """Samples from a model as the task asks.
+
+    Args:
+        model: The policy.
+        task: Lengths and temperature.
+        seed: Of this generator's draws.
+        batch_size: Rows per forward pass.
+        reference: rho, for the log-ratio of each response.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        task: BoundTask,
+        *,
+        seed: int,
+        batch_size: int,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = ActorCritic(model.to(device)).eval()
+        self.reference = None if reference is None else reference.to(device).eval()
+        self.task = task
+        self.batch_size = batch_size
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    @torch.no_grad()
+    def sample(self, queries: list[list[int]], *, description: str = "Sampling") -> Responses:
+        """One response to each query, in their order; queries of similar length share a forward pass."""
+        order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
+        responses = torch.zeros(len(queries), self.task.task.response_length, dtype=torch.long)
+        kl = torch.zeros(len(queries))
+        with tqdm(total=len(queries), desc=description, unit=" responses", leave=False) as progress:
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                batch = QueryCollator(self.task)([{"input_ids": queries[i]} for i in rows])
+                part = self._sample_batch(batch["input_ids"], batch["attention_mask"])
+                responses[rows], kl[rows] = part.responses, part.kl
+                progress.update(len(rows))
+        return Responses(responses, kl)
+
+    def _sample_batch(self, ids: torch.Tensor, mask: torch.Tensor) -> Responses:
+        ids, mask, rule = ids.to(self.model.device), mask.to(self.model.device), self.task.task
+        out = sample(
+            self.model,
+            ids,
+            mask,
+            response_length=rule.response_length,
+            temperature=rule.temperature,
+            generator=self._generator,
+        )
+        kl = torch.zeros(len(ids))
+        if self.reference is not None:
+            logits = response_logits(self.reference, *with_responses(ids, mask, out.responses), rule.response_length)
+            ref_logprobs, _ = token_logprobs_and_entropy(logits, out.responses, temperature=rule.temperature)
+            trained = self.task.mask(self.task.cut(out.responses)[0])
+            kl = ((out.logprobs - ref_logprobs) * trained).sum(1).cpu()
+        return Responses(out.responses.cpu(), kl)
+
+
+def collect_candidates(
+    generator: Generator, queries: list[list[int]], count: int
+) -> tuple[list[dict[str, Any]], float]:
+    """`count` different valid candidates for each query, and the share of samples that were rejected.
+
+    Only responses that end by the task's rule are shown to labellers, cut there (rejection sampling, section 3.1 of the
+    paper; `openai/lm-human-preferences`, `lm_tasks.py`). A query without enough of them after a number of rounds is
+    left out.
+    """
+    found: list[list[list[int]]] = [[] for _ in queries]
+    drawn = kept = 0
+    for _ in range(MAX_ROUNDS):
+        short = [i for i, candidates in enumerate(found) if len(candidates) < count]
+        if not short:
+            break
+        rows = [i for i in short for _ in range(count - len(found[i]))]
+        responses = generator.sample([queries[i] for i in rows], description="Sampling candidates").responses
+        lengths, valid = generator.task.cut(responses)
+        drawn, kept = drawn + len(rows), kept + int(valid.sum())
+        for i, ids, length, ok in zip(rows, responses.tolist(), lengths.tolist(), valid.tolist(), strict=True):
+            if ok and ids[:length] not in found[i]:
+                found[i].append(ids[:length])
+    complete = [i for i, candidates in enumerate(found) if len(candidates) == count]
+    return [{"prompt_ids": queries[i], "completion_ids": found[i]} for i in complete], 1 - kept / max(drawn, 1)

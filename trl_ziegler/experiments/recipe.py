@@ -1,0 +1,76 @@
+"""The main function that the style recipes share: arguments in, run directory and report out."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .arguments import RecipeArguments, parse_recipe_arguments
+from .pipeline import MANIFEST, run_stages, versions, write_json, write_text, write_yaml
+from .report import write_report
+from .style import StyleExperiment
+
+
+def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = None) -> Path:
+    """Run a recipe from its command line to its report; the last line printed is `Report: <path>`."""
+    args, config_name = parse_recipe_arguments(default_config, argv)
+    run_dir = Path(args.output_dir or Path("runs", task, config_name))
+    state = PartialState()
+    use_cores(args.cpu_threads)
+    experiment = StyleExperiment(task, args, run_dir)
+    if state.is_main_process:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_yaml(run_dir / "config.yaml", args.as_dict())
+    start = time.perf_counter()
+    stages = experiment.stages()
+    run_stages(run_dir, stages, args.stages)
+    report = run_dir / "report.html"
+    if state.is_main_process:
+        write_results(run_dir, task, config_name, args, [stage.name for stage in stages], time.perf_counter() - start)
+        report = write_report(run_dir)
+    state.wait_for_everyone()
+    state.print(f"Report: {report}")
+    return report
+
+
+def use_cores(cpu_threads: int | None) -> None:
+    """On a CPU, give torch this process's share of the cores: `accelerate launch` limits it to one thread."""
+    state = PartialState()
+    if state.device.type != "cpu":
+        return
+    threads = cpu_threads or max(1, len(os.sched_getaffinity(0)) // state.num_processes)
+    torch.set_num_threads(threads)
+    state.print(f"Using {threads} CPU threads in each of {state.num_processes} processes.")
+
+
+def write_results(
+    run_dir: Path, task: str, config_name: str, args: RecipeArguments, stages: list[str], seconds: float
+) -> None:
+    """Gather the stages' results into `metrics.json` and `samples.jsonl` at the top of the run directory."""
+    metrics: dict[str, Any] = {"task": task, "config": config_name, "seed": args.seed}
+    if (run_dir / "evaluate" / MANIFEST).is_file():
+        metrics.update(read_metrics(run_dir / "evaluate"))
+        samples = (run_dir / "evaluate" / "samples.jsonl").read_text(encoding="utf-8")
+        write_text(run_dir / "samples.jsonl", samples)
+    metrics["kl_target"] = args.policy.get("kl_target")
+    if (run_dir / "classifier" / MANIFEST).is_file() and "classifier" in stages:
+        metrics["classifier"] = read_metrics(run_dir / "classifier")
+    if (run_dir / "reward" / MANIFEST).is_file() and "reward" in stages:
+        metrics["reward_model"] = read_metrics(run_dir / "reward")
+    manifests = {name: run_dir / name / MANIFEST for name in stages}
+    metrics["stage_seconds"] = {
+        name: json.loads(path.read_text())["seconds"] for name, path in manifests.items() if path.is_file()
+    }
+    metrics["wall_seconds"] = round(seconds, 2)
+    metrics["versions"] = versions()
+    write_json(run_dir / "metrics.json", metrics)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """A stage's `metrics.json`."""
+    return json.loads((folder / "metrics.json").read_text())

@@ -1,0 +1,248 @@
+"""One self-contained HTML page, and its plots, from the directory of a finished or unfinished run.
+
+Read, where present: `metrics.json`, `policy/log_history.json`, `reward/log_history.json`, `evaluate/frontier.json`,
+`samples.jsonl`, `config.yaml`. A section whose file is absent is left out with a note. Model output is text of unknown
+content: everything is escaped, and the page's security policy allows no script and no request.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from .report_alarms import find_alarms
+from .report_plots import Plot, frontier_plot, policy_plots, reward_plots
+
+SAMPLE_ROWS = 25
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the headline table: what was measured, its value, a note on it, and what good looks like."""
+
+    name: str
+    value: str
+    note: str
+    look_for: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The first rows of `samples.jsonl`, each a prompt and one `(text, score or None)` per model; `total` exist."""
+
+    models: list[str]
+    rows: list[tuple[str, list[tuple[str, float | None]]]]
+    total: int
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` and `plots/*.png` for one run, each file in one piece.
+
+    Args:
+        run_dir: directory of the run; any part of its files may be absent.
+
+    Returns:
+        Path of the page, which refers to no other file.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: a file there is not valid JSON; the message names it.
+    """
+    run = Path(run_dir)
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"`run_dir` is {str(run)!r}: no such directory; give the --output_dir of a recipe's run."
+        )
+    page, plots = _render_page(run)
+    (run / "plots").mkdir(exist_ok=True)
+    for plot in plots:
+        _write_in_one_piece(run / "plots" / f"{plot.name}.png", plot.png)
+    _write_in_one_piece(run / "report.html", page.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
+    return run / "report.html"
+
+
+def _render_page(run: Path) -> tuple[str, list[Plot]]:
+    metrics = _read_json(run / "metrics.json") or {}
+    policy_log = _read_json(run / "policy" / "log_history.json") or []
+    reward_log = _read_json(run / "reward" / "log_history.json") or []
+    frontier = _read_json(run / "evaluate" / "frontier.json")
+    sections = {
+        "policy": policy_plots(policy_log, metrics.get("kl_target")),
+        "frontier": [frontier_plot(frontier, _frontier_headline(metrics))] if frontier else [],
+        "reward": reward_plots(reward_log, metrics.get("reward_model", {}).get("chance")),
+    }
+    config = run / "config.yaml"
+    page = _template().render(
+        run=run.resolve().name,
+        metrics=metrics,
+        headline=headline_figures(metrics),
+        models=model_table(metrics),
+        stages=stage_shares(metrics),
+        alarms=find_alarms(policy_log, metrics),
+        checked=bool(policy_log),
+        sections=sections,
+        samples=read_samples(run / "samples.jsonl"),
+        config=config.read_text(encoding="utf-8") if config.exists() else None,
+    )
+    return page, list(itertools.chain.from_iterable(sections.values()))
+
+
+def _template():
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "number": number,
+        "duration": duration,
+        "base64": lambda png: base64.b64encode(png).decode("ascii"),
+    }
+    source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source)
+
+
+def _frontier_headline(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    frontier = metrics.get("frontier", {})
+    return {"kl": metrics.get("kl"), "reached": frontier.get("reached"), "optimum": frontier.get("optimum")}
+
+
+def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:
+    """The lines of the headline table that `metrics` has the numbers for, in the order of interest."""
+    figures = [_win_rate(name, entry) for name, entry in metrics.get("win_rate", {}).items()]
+    if metrics.get("kl") is not None:
+        figures.append(_kl(metrics["kl"], metrics.get("kl_target")))
+    if "frontier" in metrics:
+        figures.append(_frontier_fraction(metrics["frontier"]))
+    for key, name in (("reward_model", "Reward-model accuracy"), ("classifier", "Classifier accuracy")):
+        if key in metrics:
+            figures.append(_accuracy(name, metrics[key]))
+    return figures
+
+
+def _win_rate(baseline: str, entry: Mapping[str, Any]) -> Figure:
+    note = f"95% interval {number(entry.get('low'))} to {number(entry.get('high'))}, n = {entry.get('n', '–')} queries"
+    return Figure(f"Win rate against {baseline}", number(entry["value"]), note, "above 0.5 with its whole interval")
+
+
+def _kl(kl: float, target: float | None) -> Figure:
+    if target is None:
+        return Figure(
+            "KL from the reference", number(kl), "nats per response; β fixed, no target", "low for the score reached"
+        )
+    note = f"nats per response; target {target:g} ({kl / target - 1:+.0%})"
+    return Figure("KL from the reference", number(kl), note, "at most 10% over the target")
+
+
+def _frontier_fraction(frontier: Mapping[str, Any]) -> Figure:
+    good = "near 1: the optimum at this KL"
+    if frontier.get("fraction") is None:
+        reason = frontier.get("reason") or "no optimum could be estimated at this KL"
+        return Figure("Share of the attainable gain", "–", reason, good)
+    note = f"mean score {number(frontier.get('reached'))} of {number(frontier.get('optimum'))} at the optimum"
+    if frontier.get("effective_samples") is not None:
+        note += f"; {frontier['effective_samples']:.0f} effective samples a query"
+    return Figure("Share of the attainable gain", number(frontier["fraction"]), note, good)
+
+
+def _accuracy(name: str, entry: Mapping[str, Any]) -> Figure:
+    notes = []
+    if entry.get("low") is not None:
+        notes.append(f"95% interval {number(entry['low'])} to {number(entry['high'])}")
+    if entry.get("chance") is not None:
+        notes.append(f"chance {number(entry['chance'])}")
+    notes.append(f"n = {entry.get('n', '–')} held-out records")
+    return Figure(name, number(entry["accuracy"]), ", ".join(notes), "well above chance")
+
+
+def model_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of each model: `columns` (headings) and `rows` (name, then a text per column, "–" if unknown)."""
+    true = metrics.get("true_score", {})
+    columns: dict[str, Mapping[str, Any]] = {
+        "true score": {name: value for name, value in true.items() if not name.endswith("_generator")},
+        "generator's truth": {
+            name.removesuffix("_generator"): value for name, value in true.items() if name.endswith("_generator")
+        },
+        "length (tokens)": metrics.get("length", {}),
+    }
+    for group in ("rouge", "copying"):
+        by_model = metrics.get(group, {})
+        keys = dict.fromkeys(key for entry in by_model.values() for key in entry)
+        columns |= {
+            key.replace("_", " "): {model: entry.get(key) for model, entry in by_model.items()} for key in keys
+        }
+    columns = {heading: values for heading, values in columns.items() if values}
+    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    rows = [[name, *(number(values.get(name)) for values in columns.values())] for name in names]
+    return {"columns": list(columns), "rows": rows}
+
+
+def stage_shares(metrics: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """`(stage, seconds, share of all stages' time)` in the order of the run."""
+    seconds = metrics.get("stage_seconds", {})
+    total = sum(seconds.values()) or 1.0
+    return [(stage, spent, spent / total) for stage, spent in seconds.items()]
+
+
+def read_samples(path: Path) -> Samples | None:
+    """The first `SAMPLE_ROWS` rows of a samples file, models in the order of the file; None without a file."""
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8") as file:
+        lines = [line for line in file if line.strip()]
+    rows = [_parse(line, f"{path}, row {i}") for i, line in enumerate(lines[:SAMPLE_ROWS], start=1)]
+    models = list(dict.fromkeys(key for row in rows for key, value in _texts(row)))
+    shown = [
+        (_text(row.get("prompt", "")), [(row.get(model, ""), row.get(f"{model}_score")) for model in models])
+        for row in rows
+    ]
+    return Samples(models, shown, len(lines))
+
+
+def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((key, value) for key, value in row.items() if key != "prompt" and isinstance(value, str))
+
+
+def _text(prompt: str | Sequence[Any]) -> str:
+    """A text prompt as it is, chat messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, indent=1)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits at most for small numbers, thousands whole; "–" for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """`75.2` as `1 min 15 s`; "–" for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
+
+
+def _read_json(path: Path) -> Any:
+    return _parse(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): delete it and run its stage again.") from error
+
+
+def _write_in_one_piece(path: Path, content: bytes) -> None:
+    """Write beside the file and move over it, so that a reader or a killed run never sees half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,332 @@
+"""Stylistic continuation (Ziegler et al. 2019, section 3.1): the stages from a classifier to the reward-KL frontier.
+
+Each stage reads what earlier ones left in the run directory and writes its own folder; see `pipeline.run_stages`.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from ..kl_control import FixedKLController
+from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
+from ..ppo_config import ZieglerPPOConfig
+from ..ppo_trainer import ZieglerPPOTrainer
+from ..metrics import BestOfKAccuracy
+from ..reward_model import is_normalized, load_reward_model, normalize_reward_model, score_token_ids
+from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
+from ..reward_wrapper import KLEntropyReward
+from ..tasks import BOOKS, BoundTask
+from .arguments import RecipeArguments, section_config, section_task
+from .evaluation import Judged, evaluate_policy
+from .generation import Generator, collect_candidates
+from .pipeline import Stage, read_jsonl, write_json, write_jsonl
+from .worlds import make_world
+
+TASKS = ("sentiment", "descriptiveness")
+
+
+class StyleExperiment:
+    """The stages of one stylistic-continuation run.
+
+    Args:
+        name: "sentiment" or "descriptiveness".
+        args: The recipe's arguments.
+        run_dir: The run directory.
+    """
+
+    def __init__(self, name: str, args: RecipeArguments, run_dir: Path) -> None:
+        if name not in TASKS:
+            raise ValueError(f"The task '{name}' is unknown; this experiment has {', '.join(TASKS)}.")
+        self.name, self.args, self.run_dir = name, args, run_dir
+        self.world = make_world(args)
+        self.task = section_task(BOOKS, args.task)
+        # Every section is checked before the first stage starts.
+        self._trainer_config(TrainingArguments, "classifier", run_dir)
+        self._trainer_config(SFTConfig, "sft", run_dir)
+        self._trainer_config(BestOfKRewardConfig, "reward", run_dir)
+        self._trainer_config(ZieglerPPOConfig, "policy", run_dir)
+
+    def stages(self) -> list[Stage]:
+        """The stages in order, each with the settings its result depends on."""
+        args = self.args.as_dict()
+        common = ("seed", "model", "documents", "documents_column", "world", "task")
+        keys = {
+            "classifier": ("reviews", "judge_model", "classifier", "seed", "model", "world"),
+            "sft": ("sft", "seed", "model", "documents", "documents_column", "world"),
+            "collect": (
+                *common,
+                "num_candidates",
+                "num_labels",
+                "num_eval_labels",
+                "num_policy_queries",
+                "num_eval_queries",
+                "num_normalization_samples",
+                "mode",
+            ),
+            "label": ("label_error_rate", "seed"),
+            "reward": ("reward", "num_eval_labels", "seed"),
+            "policy": ("policy", "task", "seed", "mode"),
+            "evaluate": ("frontier_queries", "frontier_samples", "task", "seed"),
+        }
+        left_out = set()
+        if self.name == "descriptiveness":
+            left_out.add("classifier")
+        if self.args.mode == "direct":
+            left_out |= {"label", "reward"}
+        return [
+            Stage(name, getattr(self, name), {"task_name": self.name, **{key: args[key] for key in read}})
+            for name, read in keys.items()
+            if name not in left_out
+        ]
+
+    # ---- Stages ------------------------------------------------------------------------------------------------------
+
+    def classifier(self, folder: Path) -> None:
+        """Train the sentiment classifier on reviews, and measure it on held-out ones."""
+        if self.args.judge_model is not None:
+            write_json(folder / "metrics.json", {"model": self.args.judge_model})
+            return
+        model, tokenizer = self.world.classifier()
+        model.config.id2label, model.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
+        limit = model.config.max_position_embeddings
+        # GPT-2 classifiers read their logits at the last token that is not PAD; an EOS inside a review is none.
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+        rows = self.world.reviews("train")
+        encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=limit)["input_ids"]
+        trainer = Trainer(
+            model=model,
+            args=self._trainer_config(TrainingArguments, "classifier", folder),
+            train_dataset=Dataset.from_dict({"input_ids": encoded, "labels": [row["label"] for row in rows]}),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        trainer.train()
+        held_out = self.world.reviews("test")
+        scorer = SentimentScorer(model, tokenizer, batch_size=self.args.batch_size, max_length=limit)
+        scores = scorer.score_texts([row["text"] for row in held_out])
+        right = sum((score > 0) == bool(row["label"]) for score, row in zip(scores, held_out, strict=True))
+        if PartialState().is_main_process:
+            trainer.save_model(str(folder / "model"))
+            tokenizer.save_pretrained(folder / "model")
+            write_json(folder / "metrics.json", {"accuracy": right / len(held_out), "n": len(held_out)})
+
+    def sft(self, folder: Path) -> None:
+        """Train the start model on the documents, or point to it where it is used as it is."""
+        if not self.args.sft:
+            write_json(folder / "start.json", {"model": self.args.model})
+            return
+        model, tokenizer = self.world.start_model()
+        trainer = SFTTrainer(
+            model=model,
+            args=self._trainer_config(SFTConfig, "sft", folder),
+            train_dataset=Dataset.from_dict({"text": self.world.documents("train")}),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        trainer.save_model(str(folder / "model"))
+        if PartialState().is_main_process:
+            write_json(folder / "start.json", {"model": None})
+            write_json(folder / "log_history.json", trainer.state.log_history)
+
+    def collect(self, folder: Path) -> None:
+        """Cut queries, sample candidates for labels and samples for the normalisation, all from the start model."""
+        model, tokenizer = self.start_model()
+        task = self.task.bind(tokenizer)
+        labels = 0 if self.args.mode == "direct" else self.args.num_labels + self.args.num_eval_labels
+        train = self._queries(task, tokenizer, "train", max(labels, self.args.num_policy_queries))
+        test = self._queries(task, tokenizer, "test", self.args.num_eval_queries)
+        lengths = [len(query) for query in train]
+        histogram = {str(n): lengths.count(n) for n in sorted(set(lengths))}
+        if not PartialState().is_main_process:
+            return
+        write_jsonl(folder / "train_queries.jsonl", with_text(tokenizer, train))
+        write_jsonl(folder / "eval_queries.jsonl", with_text(tokenizer, test))
+        generator = Generator(model, task, seed=self.args.seed, batch_size=self.args.batch_size)
+        metrics: dict[str, Any] = {"query_lengths": histogram}
+        if labels:
+            rows, metrics["rejected_share"] = collect_candidates(generator, train[:labels], self.args.num_candidates)
+            write_jsonl(folder / "candidates.jsonl", [{**row, **decoded(tokenizer, row)} for row in rows])
+            sampled = train[: self.args.num_normalization_samples]
+            responses = generator.sample(sampled).responses.tolist()
+            pairs = zip(sampled, responses, strict=True)
+            write_jsonl(folder / "normalization.jsonl", [{"prompt_ids": q, "response_ids": y} for q, y in pairs])
+        write_json(folder / "metrics.json", metrics)
+
+    def label(self, folder: Path) -> None:
+        """Let the simulated labeller pick the best of each K."""
+        if not PartialState().is_main_process:
+            return
+        rows = read_jsonl(self.run_dir / "collect" / "candidates.jsonl")
+        labeler = ScoreLabeler(self.judge(), error_rate=self.args.label_error_rate, seed=self.args.seed)
+        labels = labeler.label([row["prompt"] for row in rows], [row["completions"] for row in rows])
+        write_jsonl(folder / "labels.jsonl", [{**row, "label": b} for row, b in zip(rows, labels, strict=True)])
+
+    def reward(self, folder: Path) -> None:
+        """Train the reward model on the labels, normalised over the start model's samples before and after."""
+        rows = read_jsonl(self.run_dir / "label" / "labels.jsonl")
+        columns = ("prompt_ids", "completion_ids", "label")
+        data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
+        held_out = min(self.args.num_eval_labels, len(rows) // 5)
+        samples = read_jsonl(self.run_dir / "collect" / "normalization.jsonl")
+        queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
+        _, tokenizer = self.start_model()
+        model = load_reward_model(self.start_path(), seed=self.args.seed)
+        normalize_reward_model(model, queries, responses)
+        trainer = BestOfKRewardTrainer(
+            model=model,
+            args=self._trainer_config(BestOfKRewardConfig, "reward", folder),
+            train_dataset=data.select(range(len(rows) - held_out)),
+            eval_dataset=data.select(range(len(rows) - held_out, len(rows))),
+            processing_class=tokenizer,
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        trainer.evaluate()
+        normalize_reward_model(trainer.model, queries, responses)
+        trainer.save_model(str(folder / "model"))
+        if PartialState().is_main_process:
+            write_json(folder / "log_history.json", trainer.state.log_history)
+            write_json(folder / "metrics.json", label_accuracy(trainer.model, rows[len(rows) - held_out :]))
+
+    def policy(self, folder: Path) -> None:
+        """PPO from the start model."""
+        _, tokenizer = self.start_model()
+        rows = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")[: self.args.num_policy_queries]
+        rewards, weights = self.reward_functions()
+        config = self._trainer_config(ZieglerPPOConfig, "policy", folder)
+        config.reward_weights = weights
+        trainer = ZieglerPPOTrainer(
+            args=config,
+            processing_class=tokenizer,
+            model=self.start_path(),
+            reward_model=rewards,
+            train_dataset=Dataset.from_dict(
+                {"prompt": [row["prompt"] for row in rows], "input_ids": [row["prompt_ids"] for row in rows]}
+            ),
+            task=self.task,
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        trainer.save_model(str(folder / "model"))
+        if PartialState().is_main_process:
+            # The judge's score of the rollouts, whatever it is called, is the true score of this experiment.
+            name = trainer.reward.names[-1]
+            history = [
+                {**row, "score/true": row[f"rewards/{name}"]} if f"rewards/{name}" in row else row
+                for row in trainer.state.log_history
+            ]
+            write_json(folder / "log_history.json", history)
+
+    def evaluate(self, folder: Path) -> None:
+        """Win rate, KL, samples and the reward-KL frontier on held-out queries."""
+        if not PartialState().is_main_process:
+            return
+        start, tokenizer = self.start_model()
+        policy = AutoModelForCausalLM.from_pretrained(self.run_dir / "policy" / "model", dtype=torch.float32)
+        task = self.task.bind(tokenizer)
+        rewards, _ = self.reward_functions()
+        score = KLEntropyReward(
+            rewards[:1], [1.0], task, tokenizer, FixedKLController(0.0), batch_size=self.args.batch_size
+        )
+        truth = self.world.truth
+        judged = Judged(
+            score=score, judge=self.judge(), truth=None if truth is None else lambda text: truth(self.name, text)
+        )
+        queries = [row["prompt_ids"] for row in read_jsonl(self.run_dir / "collect" / "eval_queries.jsonl")]
+        models = {
+            name: Generator(model, task, seed=self.args.seed + 1, batch_size=self.args.batch_size, reference=start)
+            for name, model in (("zero_shot", start), ("policy", policy))
+        }
+        results = evaluate_policy(
+            models,
+            judged,
+            tokenizer,
+            queries,
+            best_of=self.args.num_candidates,
+            frontier_queries=self.args.frontier_queries,
+            frontier_samples=self.args.frontier_samples,
+        )
+        for name in ("metrics", "frontier"):
+            write_json(folder / f"{name}.json", results[name])
+        write_jsonl(folder / "samples.jsonl", results["samples"])
+
+    # ---- What stages share -------------------------------------------------------------------------------------------
+
+    def start_path(self) -> str:
+        """Path or id of the start model rho."""
+        pointer = json.loads((self.run_dir / "sft" / "start.json").read_text())["model"]
+        return pointer or str(self.run_dir / "sft" / "model")
+
+    def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The start model rho in float32, and its tokenizer."""
+        path = self.start_path()
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+
+    @cached_property
+    def _judge_model(self) -> str:
+        return self.args.judge_model or str(self.run_dir / "classifier" / "model")
+
+    def judge(self) -> SentimentScorer | VividnessScorer:
+        """The scripted labeller's score, which is also the judge of win rates."""
+        if self.name == "descriptiveness":
+            return VividnessScorer()
+        return SentimentScorer(self._judge_model, batch_size=self.args.batch_size)
+
+    def reward_functions(self) -> tuple[list[Any], list[float]]:
+        """What PPO optimises, and their weights; on a reward model the judge is only logged beside it."""
+        if self.args.mode == "direct":
+            return [self.judge()], [1.0]
+        model = load_reward_model(self.run_dir / "reward" / "model")
+        if not is_normalized(model):
+            raise ValueError("The reward model is not normalised; run the stage 'reward' again.")
+        return [model, self.judge()], [1.0, 0.0]
+
+    def _queries(self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int) -> list[list[int]]:
+        documents = tokenizer(self.world.documents(split), add_special_tokens=False)["input_ids"]
+        queries = [query for ids in documents if (query := task.query(ids)) is not None]
+        if len(queries) < needed:
+            raise ValueError(
+                f"The {split} documents give {len(queries)} queries, {needed} are needed; give more documents or lower "
+                "`num_labels`, `num_policy_queries` and `num_eval_queries`."
+            )
+        return queries[:needed]
+
+    def _trainer_config(self, config_class: type, section: str, folder: Path) -> Any:
+        args = self.args
+        forced = {"output_dir": str(folder), "seed": args.seed, "report_to": args.report_to, "run_name": section}
+        return section_config(config_class, section, getattr(args, section), **forced)
+
+
+def label_accuracy(model: PreTrainedModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy of a reward model on best-of-K labels, with its interval and the chance level."""
+    candidates = [(row["prompt_ids"], ids) for row in rows for ids in row["completion_ids"]]
+    scores = iter(score_token_ids(model, *zip(*candidates, strict=True)).tolist())
+    predictions = [[next(scores) for _ in row["completion_ids"]] for row in rows]
+    return BestOfKAccuracy().compute(predictions=predictions, references=[row["label"] for row in rows])
+
+
+def with_text(tokenizer: PreTrainedTokenizerBase, queries: list[list[int]]) -> list[dict[str, Any]]:
+    """Queries as rows `{"prompt_ids", "prompt"}`."""
+    texts = tokenizer.batch_decode(queries)
+    return [{"prompt_ids": query, "prompt": text} for query, text in zip(queries, texts, strict=True)]
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, Any]:
+    """The text columns of a row of ids."""
+    completions = tokenizer.batch_decode(row["completion_ids"], skip_special_tokens=True)
+    return {"prompt": tokenizer.decode(row["prompt_ids"]), "completions": completions}

@@ -1,0 +1,151 @@
+"""What `ZieglerPPOTrainer` refuses before work starts, and what it asserts on the first update."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .ppo_config import ZieglerPPOConfig
+from .rollout import Rollout
+from .tasks import Task
+
+
+def list_of(value: Any) -> list:
+    """`value` itself if it is a list, else a list of it."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def build_task(args: ZieglerPPOConfig, task: Task | None, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """The task as given, or the one that the config's stop, length and temperature fields describe (`eos` regime)."""
+    if task is not None:
+        defaults = {name: type(args).__dataclass_fields__[name].default for name in (
+            "response_length", "temperature", "stop_token", "stop_token_id", "missing_eos_penalty"
+        )}  # fmt: skip
+        twice = [name for name, default in defaults.items() if getattr(args, name) != default]
+        if twice:
+            raise ValueError(f"`{twice[0]}` is set in the config and by the task '{task.name}'; give it once.")
+        return task
+    penalty = args.missing_eos_penalty
+    return Task(
+        name="custom",
+        regime="eos",
+        response_length=args.response_length,
+        temperature=args.temperature,
+        truncate_token=args.stop_token or args.stop_token_id,
+        penalty=None if penalty is None else -penalty,
+        penalty_rule="add",
+    )
+
+
+def check_setup(
+    policy: PreTrainedModel,
+    ref_model: PreTrainedModel | None,
+    value_model: PreTrainedModel | None,
+    rewards: Sequence[Any],
+    own_tokenizers: Sequence[PreTrainedTokenizerBase | None],
+    args: ZieglerPPOConfig,
+    train_dataset: Any,
+) -> None:
+    """Refuse what cannot train, each with one sentence."""
+    if not isinstance(train_dataset, Dataset):
+        raise ValueError(
+            f"`train_dataset` is a {type(train_dataset).__name__}; give a `datasets.Dataset` (a streaming set can be "
+            "materialised with `Dataset.from_generator`)."
+        )
+    if ref_model is policy:
+        raise ValueError("`ref_model` is the same object as `model`; pass a copy, or None to have one made.")
+    if not rewards or rewards[0] is None:
+        raise ValueError("`reward_model` is missing; give a model, a callable, or a list of these.")
+    for reward in rewards:
+        if reward is value_model or reward is policy or reward is ref_model:
+            raise ValueError(
+                "A reward model is the same object as another model of the trainer and would change while training; "
+                "pass a copy (`copy.deepcopy`)."
+            )
+        if not isinstance(reward, torch.nn.Module) and not callable(reward):
+            raise ValueError(f"`reward_model` holds a {type(reward).__name__}; give a model or a callable.")
+    if "logits_to_keep" not in inspect.signature(_base(policy).forward).parameters:
+        raise ValueError(
+            f"`model` is a {type(_base(policy)).__name__}, whose forward has no `logits_to_keep`; use a causal language "
+            "model of transformers."
+        )
+    _check_scalar_models([r for r in [*rewards, value_model] if isinstance(r, torch.nn.Module)])
+    _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
+    _check_adapters(policy, ref_model, args)
+
+
+def _base(model: PreTrainedModel) -> PreTrainedModel:
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def _check_scalar_models(models: Sequence[PreTrainedModel]) -> None:
+    for model in models:
+        if model.config.num_labels != 1 or "score" not in dict(_base(model).named_children()):
+            raise ValueError(
+                f"{type(_base(model)).__name__} with {model.config.num_labels} labels cannot serve as reward or value "
+                "model; use a sequence classifier with num_labels=1 whose head is `score`, or wrap it in a callable."
+            )
+
+
+def _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers) -> None:
+    size = policy.config.get_text_config().vocab_size
+    shared = [r for r, own in zip(rewards, own_tokenizers, strict=True) if isinstance(r, torch.nn.Module) and own is None]
+    for model in [ref_model, value_model, *shared]:
+        if model is not None and model.config.get_text_config().vocab_size != size:
+            raise ValueError(
+                f"{type(_base(model)).__name__} has {model.config.get_text_config().vocab_size} ids, the policy {size}; "
+                "they read the same ids. A reward model of another tokenizer needs `reward_processing_classes`."
+            )
+
+
+def _check_adapters(policy: PreTrainedModel, ref_model: PreTrainedModel | None, args: ZieglerPPOConfig) -> None:
+    """Without `ref_model` the reference is the policy with its adapters off: only right for a fresh adapter."""
+    if not is_peft_model(policy) or ref_model is not None or args.ref_adapter_name is not None:
+        return
+    trained = [name for name, p in policy.named_parameters() if "lora_B" in name and bool(p.detach().any())]
+    if trained:
+        raise ValueError(
+            "`model` has a trained adapter and `ref_model` is None, so switching adapters off would not give the start "
+            "model; merge the adapter first, pass `ref_model`, or name a frozen copy in `ref_adapter_name`."
+        )
+
+
+def check_sign_of_reward(shape: Any, scored: Any, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> None:
+    """Raising the score must raise R, and raising log pi above log rho must not raise it (section 4.4 of the paper)."""
+    total = shape(scored, logprobs, ref_logprobs).rewards.sum()
+    if not shape(scored._replace(scores=scored.scores + 1), logprobs, ref_logprobs).rewards.sum() > total:
+        raise RuntimeError("A higher score gives a lower reward R; the reward rule has its sign wrong.")
+    if shape(scored, logprobs + 1, ref_logprobs).rewards.sum() > total:
+        raise RuntimeError("A larger log(pi/rho) gives a higher reward R; the KL penalty has its sign wrong.")
+
+
+def check_start(
+    rollout: Rollout, new_logprobs: torch.Tensor, kl: float | None, zero_head: bool, tolerance: float = 1e-4
+) -> None:
+    """Before the first step: the ratio is 1, KL(pi, rho) is 0, the zero-initialised value is 0.
+
+    Args:
+        rollout: The first micro-batch, with its sampling log-probabilities.
+        new_logprobs: `[b, T]`, the training pass's.
+        kl: Mean KL of the rollout in nats per response, where the reference is a copy of the policy; else `None`.
+        zero_head: Whether the value head was made here.
+        tolerance: Largest allowed distance of a ratio from 1.
+    """
+    ratio = (new_logprobs.detach() - rollout.logprobs).exp()[rollout.mask]
+    worst = float((ratio - 1).abs().max())
+    if not worst < tolerance:
+        raise RuntimeError(
+            f"Before the first step the probability ratio is off by {worst:.1e} (allowed {tolerance:.0e}): sampling and "
+            "training do not see the same model. Look for dropout, noise, or a forward pass that depends on padding."
+        )
+    if kl is not None and not abs(kl) < 1e-3:
+        raise RuntimeError(
+            f"Before the first step KL(pi, rho) is {kl:.2e} nats although the reference is a copy of the policy: the two "
+            "are not evaluated alike."
+        )
+    if zero_head and bool(rollout.values.any()):
+        raise RuntimeError("Before the first step the zero-initialised value head gives values other than 0.")

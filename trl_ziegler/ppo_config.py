@@ -1,0 +1,205 @@
+"""`ZieglerPPOConfig`, and how its batch sizes divide one update."""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from ._compat import PPOConfig
+
+DERIVED = (
+    "world_size",
+    "num_total_batches",
+    "micro_batch_size",
+    "local_batch_size",
+    "batch_size",
+    "local_mini_batch_size",
+    "mini_batch_size",
+)
+REFUSED = {
+    "sft_model_path": "pass the model to the trainer's `model`",
+    "reward_model_path": "pass the model to the trainer's `reward_model`",
+    "kl_estimator": "the reward of the method is -beta log(pi/rho), which is 'k1'",
+    "ds3_gather_for_generation": "DeepSpeed ZeRO-3 is not supported",
+}
+
+
+@dataclass
+class ZieglerPPOConfig(PPOConfig):
+    r"""Configuration of [`ZieglerPPOTrainer`]: TRL's `PPOConfig` with the fields the paper needs.
+
+    Batch sizes are TRL's: an update collects `per_device_train_batch_size * gradient_accumulation_steps` episodes per
+    process and makes `num_ppo_epochs * num_mini_batches` optimiser steps on them. `logging_steps`, `save_steps`,
+    `eval_steps` and `max_steps` count updates.
+
+    Parameters:
+        kl_target (`float`, *optional*):
+            Target of KL(pi, rho) in nats per response. `None` keeps `kl_coef` fixed (the paper's summarization
+            runs); a value adapts it, starting from `kl_coef` (section 2.2; style runs: 6 in the released code).
+        kl_horizon (`int`, *optional*, defaults to `10000`):
+            Episodes over which the adaptive coefficient can change by a factor of about 1.2 (released code: 10000).
+        whiten_scope (`str`, *optional*, defaults to `"global"`):
+            `"global"` whitens rewards and advantages over the minibatches of all processes together, so that a run
+            does not depend on their number; `"rank"` over each process's own, as the released code does.
+        value_init (`str`, *optional*, defaults to `"zero"`):
+            With `value_model=None`: `"zero"` puts a zero-initialised head on the policy's trunk (the paper);
+            `"reward"` starts a separate value network from the reward model (Stiennon et al. 2020, InstructGPT).
+        reward_weights (`list[float]`, *optional*):
+            One weight per reward function, 1.0 each if left out. A function of weight 0 is only logged.
+        optimizer (`str`, *optional*, defaults to `"hf"`):
+            `"hf"` uses `optim` and its arguments; `"tf_adam"` the reference's Adam, whose epsilon of 1e-5 sits
+            outside the bias correction ([`TFAdam`]).
+
+    > [!NOTE]
+    > These parameters have default values different from `PPOConfig`:
+    > - `bf16`: `False`. The reference runs in float32, its steps of about 1e-7 are lost in bfloat16 weights, and TRL's
+    >   default raises on a machine without a GPU.
+    > - `gradient_checkpointing`: off (`None`). TRL's `True` costs a second forward pass that small models do not need;
+    >   in newer releases of transformers the field is called `activation_checkpointing`.
+    """
+
+    bf16: bool | None = field(default=False, metadata={"help": "Train under bfloat16 autocast."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    )
+    kl_target: float | None = field(
+        default=None, metadata={"help": "Target KL in nats per response; adapts kl_coef. None keeps kl_coef fixed."}
+    )
+    kl_horizon: int = field(default=10_000, metadata={"help": "Horizon of the adaptive kl_coef, in episodes."})
+    whiten_scope: Literal["global", "rank"] = field(
+        default="global", metadata={"help": "Whiten over the minibatches of all processes, or of each alone."}
+    )
+    value_init: Literal["zero", "reward"] = field(
+        default="zero", metadata={"help": "Without value_model: zero head on the trunk, or a copy of the reward model."}
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per reward function; 0 only logs it."}
+    )
+    optimizer: Literal["hf", "tf_adam"] = field(
+        default="hf", metadata={"help": "'hf' follows `optim`; 'tf_adam' is the reference's Adam."}
+    )
+
+    def __post_init__(self) -> None:
+        self._refuse_unread_fields()
+        super().__post_init__()
+        # `PPOConfig` declares a field `world_size = None` that hides this property of `TrainingArguments`.
+        self.world_size = TrainingArguments.world_size.fget(self)
+        self._check_values()
+
+    def _refuse_unread_fields(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in DERIVED and value is not None:
+                raise ValueError(
+                    f"`{item.name}` is {value} but follows from the other batch sizes; set "
+                    "`per_device_train_batch_size`, `gradient_accumulation_steps` and `num_mini_batches`."
+                )
+            if item.name in REFUSED and item.default is not MISSING and value != item.default:
+                raise ValueError(f"`{item.name}` is {value!r}, which this trainer does not use: {REFUSED[item.name]}.")
+
+    def _check_values(self) -> None:
+        if self.stop_token not in (None, "eos"):
+            raise ValueError(f"`stop_token` is {self.stop_token!r}; it can be 'eos' or None (see `stop_token_id`).")
+        if self.stop_token is not None and self.stop_token_id is not None:
+            raise ValueError("`stop_token` and `stop_token_id` are both set; give one of them.")
+        if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
+            raise ValueError(
+                f"`missing_eos_penalty` is {self.missing_eos_penalty}; it is subtracted, so give a positive value."
+            )
+        if self.missing_eos_penalty is not None and self.stop_token is None and self.stop_token_id is None:
+            raise ValueError(
+                f"`missing_eos_penalty` is {self.missing_eos_penalty} but there is no `stop_token` or `stop_token_id` that "
+                "a response could miss; set one of them ('eos' is what TRL looks for)."
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` is {self.temperature}; give a value above 0.")
+        if self.kl_coef < 0:
+            raise ValueError(f"`kl_coef` is {self.kl_coef}; a negative one would reward leaving the reference.")
+        if self.whiten_scope not in ("global", "rank"):
+            raise ValueError(f"`whiten_scope` is {self.whiten_scope!r}; it can be 'global' or 'rank'.")
+        if self.value_init not in ("zero", "reward"):
+            raise ValueError(f"`value_init` is {self.value_init!r}; it can be 'zero' or 'reward'.")
+        if self.optimizer not in ("hf", "tf_adam"):
+            raise ValueError(f"`optimizer` is {self.optimizer!r}; it can be 'hf' or 'tf_adam'.")
+        for name, least in (("num_ppo_epochs", 1), ("num_mini_batches", 1), ("local_rollout_forward_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least {least}.")
+        if self.total_episodes is not None and self.total_episodes < 1:
+            raise ValueError(f"`total_episodes` is {self.total_episodes}; give at least 1 or leave it out.")
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How one update is divided. Sizes are episodes per process unless said otherwise.
+
+    Args:
+        world_size: Processes.
+        local_batch_size: Episodes a process collects per update.
+        local_mini_batch_size: Episodes behind one optimiser step.
+        micro_batch_size: Episodes in one forward and backward pass.
+        num_ppo_epochs: Passes over the rollout.
+        updates: Updates in the whole run.
+    """
+
+    world_size: int
+    local_batch_size: int
+    local_mini_batch_size: int
+    micro_batch_size: int
+    num_ppo_epochs: int
+    updates: int
+
+    @classmethod
+    def from_config(cls, args: ZieglerPPOConfig, num_queries: int) -> "UpdatePlan":
+        """The plan of `args` on a dataset of `num_queries`; `ValueError` where something does not divide exactly."""
+        local = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        batch = local * args.world_size
+        if local % args.num_mini_batches:
+            raise ValueError(
+                f"`num_mini_batches` is {args.num_mini_batches}, which does not divide the {local} episodes per "
+                "process (`per_device_train_batch_size` x `gradient_accumulation_steps`)."
+            )
+        mini = local // args.num_mini_batches
+        micro = min(args.per_device_train_batch_size, mini)
+        if mini % micro:
+            raise ValueError(
+                f"A minibatch of {mini} episodes is not a multiple of `per_device_train_batch_size` {micro}; "
+                "choose sizes that divide exactly."
+            )
+        whitened = mini * (args.world_size if args.whiten_scope == "global" else 1)
+        if args.whiten_rewards and whitened < 8:
+            raise ValueError(
+                f"`whiten_rewards` is on but a minibatch has {whitened} episodes; whitening needs at least 8."
+            )
+        if num_queries < batch:
+            raise ValueError(
+                f"`train_dataset` has {num_queries} prompts, fewer than the {batch} of one update "
+                "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes); lower the batch size."
+            )
+        episodes = args.total_episodes or int(args.num_train_epochs * num_queries)
+        updates = args.max_steps if args.max_steps > 0 else math.ceil(episodes / batch)
+        return cls(args.world_size, local, mini, micro, args.num_ppo_epochs, updates)
+
+    @property
+    def batch_size(self) -> int:
+        """Episodes per update over all processes."""
+        return self.local_batch_size * self.world_size
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimiser steps per update: epochs times minibatches."""
+        return self.num_ppo_epochs * (self.local_batch_size // self.local_mini_batch_size)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward and backward passes accumulated into one optimiser step."""
+        return self.local_mini_batch_size // self.micro_batch_size
+
+    def describe(self) -> str:
+        """One line that names every size, for the log."""
+        return (
+            f"{self.updates} updates of {self.batch_size} episodes ({self.world_size} processes x "
+            f"{self.local_batch_size}); per update {self.steps_per_update} optimiser steps "
+            f"({self.num_ppo_epochs} epochs) on minibatches of {self.local_mini_batch_size} per process, "
+            f"{self.micro_batches_per_step} micro-batches of {self.micro_batch_size} each"
+        )

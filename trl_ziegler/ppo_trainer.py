@@ -1,0 +1,522 @@
+"""PPO on R = r - beta log(pi/rho), as an ordinary Hugging Face `Trainer`.
+
+One update, in the order of `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.step`: `_collect` samples, scores
+and shapes a rollout and adapts beta, `micro_batches` (rollout.py) makes minibatches of it with their advantages,
+`compute_loss` is the two clipped losses, `_finish_update` the statistics. `transformers.Trainer` owns everything around
+it: the loop, accumulation, clipping, precision, checkpoints, callbacks, logging.
+
+Axis letters: B episodes of this process, Q context tokens, T response tokens, V vocabulary.
+"""
+
+import contextlib
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from peft import PeftConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.utils import disable_dropout_in_model
+
+from ._compat import PPOTrainer
+from .actor_critic import ActorCritic, response_logits
+from .functional import policy_loss, token_logprobs_and_entropy, value_loss
+from .kl_control import AdaptiveKLController, FixedKLController
+from .optim import TFAdam
+from .ppo_checks import build_task, check_setup, check_sign_of_reward, check_start, list_of
+from .ppo_config import UpdatePlan, ZieglerPPOConfig
+from .ppo_statistics import loss_statistics, rollout_statistics
+from .queries import QueryCollator, UpdateSampler, extra_columns, prepare_queries, raw_queries, with_responses
+from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
+from .rollout import MicroBatch, Rollout, micro_batches
+from .sampling import Samples, sample
+from .tasks import Task
+
+logger = get_logger(__name__)
+
+STATE_FILE = "ppo_state.json"
+GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
+RANK_SEED_OFFSET = 100003  # openai/lm-human-preferences, utils/core.py:set_mpi_seed
+
+
+class ZieglerPPOTrainer(PPOTrainer):
+    """TRL's `PPOTrainer` signature on `transformers.Trainer`'s loop, with the method of Ziegler et al. 2019.
+
+    The parent's constructor and `train` are not used (its loop has no seam); its type, signature and model card are.
+    Overridden on `Trainer`: `get_train_dataloader` (each batch of queries is repeated for its update),
+    `_prepare_inputs` (rollouts), `compute_loss`, `evaluation_loop` (sampling), `create_optimizer`/`create_scheduler`
+    (the reference's Adam; the rate changes once an update), `_maybe_log_save_evaluate` (acts at update boundaries),
+    `log`, and saving and loading.
+
+    Args:
+        args: Configuration. The trainer keeps a copy in which `max_steps`, `logging_steps`, `save_steps` and
+            `eval_steps` are converted from updates to optimiser steps, `gradient_accumulation_steps` to the micro-batches
+            of one optimiser step.
+        processing_class: The policy's tokenizer. It needs no PAD token.
+        model: Policy: a causal language model, a `PeftModel` of one, or a path (loaded in float32).
+        ref_model: Reference rho; `None` copies the policy as it is now, or switches a fresh adapter off.
+        reward_model: A one-label sequence classifier, a callable `f(prompts, completions, **columns) -> list[float |
+            None]`, or a list of these (see `reward_weights`).
+        train_dataset: Has `prompt` (text or chat messages) or `input_ids`; other columns reach the callables.
+        value_model: A separate value network, or `None` (see `value_init`).
+        data_collator: Takes rows with `input_ids`, returns left-padded `input_ids`, `attention_mask` and the other
+            columns as lists; `None` for [`QueryCollator`].
+        eval_dataset: Held-out prompts, or a dict of such sets.
+        optimizers: Optimiser and scheduler to use instead of those `args` describe.
+        callbacks: Added to `Trainer`'s.
+        peft_config: Wraps the policy in a fresh adapter.
+        task: Lengths, temperature, cut rule and penalty; `None` builds one from `args` (`eos` regime).
+        reward_processing_classes: A tokenizer for each reward model that has its own, `None` elsewhere.
+    """
+
+    _tag_names = ["trl", "ppo", "trl-ziegler"]  # noqa: RUF012 (the parent's attribute)
+
+    # `Trainer`'s own, where the parent replaced them for its loop.
+    train = Trainer.train
+    save_model = Trainer.save_model
+    get_eval_dataloader = Trainer.get_eval_dataloader
+
+    def __init__(
+        self,
+        args: ZieglerPPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        model: str | PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        reward_model: RewardFunction | list[RewardFunction] | None = None,
+        train_dataset: Dataset | None = None,
+        value_model: PreTrainedModel | None = None,
+        data_collator: Callable | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        task: Task | None = None,
+        reward_processing_classes: list[PreTrainedTokenizerBase | None] | None = None,
+    ) -> None:
+        rewards = list_of(reward_model)
+        own_tokenizers = reward_processing_classes or [None] * len(rewards)
+        if isinstance(model, str):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        policy = model if peft_config is None else get_peft_model(model, peft_config)
+        check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
+        if value_model is None and args.value_init == "reward":
+            value_model = copy.deepcopy(rewards[0])
+        self._reference_is_copy = ref_model is None
+        if ref_model is None and not is_peft_model(policy):
+            ref_model = copy.deepcopy(policy)
+        for module in (policy, ref_model, value_model, *rewards):
+            if isinstance(module, torch.nn.Module):
+                disable_dropout_in_model(module)
+
+        self.task = build_task(args, task, processing_class).bind(processing_class)
+        self._query_options = {"task": self.task, "context_limit": context_limit(policy), "num_proc": args.dataset_num_proc}
+        train_dataset = prepare_queries(train_dataset, processing_class, name="train_dataset", **self._query_options)
+        self.plan = UpdatePlan.from_config(args, len(train_dataset))
+        args = in_optimizer_steps(args, self.plan)
+        super(PPOTrainer, self).__init__(
+            model=ActorCritic(policy, value_model),
+            args=args,
+            data_collator=data_collator or QueryCollator(self.task),
+            train_dataset=train_dataset,
+            eval_dataset=self._prepare_eval(eval_dataset, processing_class),
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
+        )
+        # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
+        self.model_accepts_loss_kwargs = False
+        self.ref_model = self._frozen(ref_model)
+        self.kl_controller = (
+            FixedKLController(args.kl_coef)
+            if args.kl_target is None
+            else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        )
+        self.reward = KLEntropyReward(
+            [self._frozen(reward) for reward in rewards],
+            args.reward_weights or [1.0] * len(rewards),
+            self.task,
+            processing_class,
+            self.kl_controller,
+            processing_classes=own_tokenizers,
+            batch_size=args.local_rollout_forward_batch_size,
+        )
+        # Private generators: `set_seed` makes all ranks alike, and each must sample its own responses (E12).
+        seed = args.seed + RANK_SEED_OFFSET * args.process_index
+        self._sampling_generator = torch.Generator(args.device).manual_seed(seed)
+        self._permutation_generator = torch.Generator().manual_seed(seed)
+        self._micro_batches: Iterator[MicroBatch] = iter(())
+        self._step_sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._update_logs: list[dict[str, float]] = []
+        self._deferred: dict[str, bool] = {}
+        self._start_unchecked = True
+        logger.info(self.plan.describe(), main_process_only=True)
+
+    # ---- One update --------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> MicroBatch | dict[str, Any]:
+        """The next micro-batch of the current rollout; a new batch of queries arriving after the last makes a new one."""
+        inputs = super()._prepare_inputs(inputs)
+        micro_batch = next(self._micro_batches, None)
+        if micro_batch is None:
+            self._micro_batches = self._train_on(self._collect(inputs))
+            micro_batch = next(self._micro_batches)
+        return micro_batch
+
+    @torch.no_grad()
+    def _collect(self, batch: dict[str, Any]) -> Rollout:
+        """Sample, score, shape, record, adapt beta."""
+        queries, columns = raw_queries(self.task, batch), extra_columns(batch)
+        with evaluating(self.model), self.compute_loss_context_manager():
+            samples = self._sample(batch, self._sampling_generator)
+            ref_logprobs = self._reference_logprobs(batch, samples.responses)
+        scored = self.reward.score(queries, samples.responses, columns)
+        if self._start_unchecked:
+            check_sign_of_reward(self.reward.shape, scored, samples.logprobs, ref_logprobs)
+        shaped = self.reward.shape(scored, samples.logprobs, ref_logprobs)
+        rollout = Rollout(
+            context_ids=batch["input_ids"],
+            context_mask=batch["attention_mask"],
+            responses=samples.responses,
+            mask=shaped.mask,
+            logprobs=samples.logprobs,
+            values=samples.values,
+            rewards=shaped.rewards,
+        )
+        self._update_logs.append(self._rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped))
+        self.kl_controller.update(self._update_logs[-1]["objective/kl"], self.plan.batch_size)
+        return rollout
+
+    def _train_on(self, rollout: Rollout) -> Iterator[MicroBatch]:
+        """The micro-batches of one update on `rollout`."""
+        return micro_batches(
+            rollout,
+            epochs=self.plan.num_ppo_epochs,
+            mini_batch_size=self.plan.local_mini_batch_size,
+            micro_batch_size=self.plan.micro_batch_size,
+            gamma=self.args.gamma,
+            lam=self.args.lam,
+            whiten_rewards=self.args.whiten_rewards,
+            gather=self.accelerator.gather if self.args.whiten_scope == "global" else None,
+            generator=self._permutation_generator,
+        )
+
+    def compute_loss(self, model, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch=None):
+        """The clipped policy loss plus `vf_coef` times the clipped value loss, on the uncut response (E6, E7, C4)."""
+        rollout, args = inputs.rollout, self.args
+        logprobs, entropy, values = self._evaluate_tokens(model, rollout)
+        if self._start_unchecked:
+            self._check_start(rollout, logprobs)
+        over = {"mask": rollout.mask, "total": inputs.total}
+        policy = policy_loss(logprobs, rollout.logprobs, inputs.advantages, clip_range=args.cliprange, **over)
+        value = value_loss(values, rollout.values, inputs.returns, clip_range=args.cliprange_value, **over)
+        self._record_losses(inputs, logprobs, entropy, values, policy, value)
+        # `training_step` divides by the accumulated micro-batches, but these losses are already parts of a mean.
+        return (policy + args.vf_coef * value) * self.plan.micro_batches_per_step
+
+    # ---- Models ------------------------------------------------------------------------------------------------------
+
+    def _sample(self, batch: dict[str, Any], generator: torch.Generator) -> Samples:
+        """Responses with old log-probabilities and values, `local_rollout_forward_batch_size` rows at a time."""
+        model, rule = self.accelerator.unwrap_model(self.model), self.task.task
+        stop = {"stop_token_id": self.task.truncate_id, "stop_after": rule.truncate_after}
+        parts = []
+        for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
+            part = sample(
+                model,
+                ids,
+                mask,
+                response_length=rule.response_length,
+                temperature=rule.temperature,
+                generator=generator,
+                **(stop if rule.regime == "eos" else {}),
+            )
+            if self._sampling_differs_from_training:
+                part = self._with_training_forward(model, ids, mask, part)
+            parts.append(part)
+        return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+    @property
+    def _sampling_differs_from_training(self) -> bool:
+        """In bfloat16 the cached pass rounds otherwise than the training pass; a separate value network has no cache."""
+        model = self.accelerator.unwrap_model(self.model)
+        lower = self.accelerator.mixed_precision != "no" or model.policy.dtype != torch.float32
+        return lower or model.value_model is not None
+
+    def _with_training_forward(
+        self, model: ActorCritic, ids: torch.Tensor, mask: torch.Tensor, samples: Samples
+    ) -> Samples:
+        rollout_ids, rollout_mask = with_responses(ids, mask, samples.responses)
+        out = model(rollout_ids, rollout_mask, samples.responses.shape[1])
+        logprobs, _ = token_logprobs_and_entropy(
+            out.logits, samples.responses, temperature=self.task.task.temperature
+        )
+        return Samples(samples.responses, logprobs, out.values.float())
+
+    def _reference_logprobs(self, batch: dict[str, Any], responses: torch.Tensor) -> torch.Tensor:
+        """`[B, T]` log rho of the responses."""
+        parts = []
+        with self._reference() as reference:
+            for ids, mask, part in self._chunks(batch["input_ids"], batch["attention_mask"], responses):
+                logits = response_logits(reference, *with_responses(ids, mask, part), part.shape[1])
+                parts.append(token_logprobs_and_entropy(logits, part, temperature=self.task.task.temperature)[0])
+        return torch.cat(parts)
+
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[PreTrainedModel]:
+        """The reference: its own model, a named adapter of the policy, or the policy with its adapters off."""
+        policy = self.accelerator.unwrap_model(self.model).policy
+        if self.ref_model is not None:
+            yield self.ref_model
+        elif self.args.ref_adapter_name is not None:
+            policy.set_adapter(self.args.ref_adapter_name)
+            yield policy
+            policy.set_adapter(self.args.model_adapter_name or "default")
+        else:
+            with policy.disable_adapter():
+                yield policy
+
+    def _evaluate_tokens(self, model, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities, entropies and values `[b, T]` of a micro-batch under the policy being trained."""
+        ids, mask = with_responses(rollout.context_ids, rollout.context_mask, rollout.responses)
+        out = model(ids, mask, rollout.responses.shape[1])
+        logprobs, entropy = token_logprobs_and_entropy(
+            out.logits, rollout.responses, temperature=self.task.task.temperature
+        )
+        return logprobs, entropy, out.values.float()
+
+    def _chunks(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        return zip(*(tensor.split(self.args.local_rollout_forward_batch_size) for tensor in tensors), strict=True)
+
+    def _frozen(self, model: Any) -> Any:
+        """A model moved to this process's device and put in evaluation mode; anything else as it is."""
+        return model.to(self.args.device).eval() if isinstance(model, torch.nn.Module) else model
+
+    # ---- Statistics --------------------------------------------------------------------------------------------------
+
+    def _rollout_statistics(
+        self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scored: Scored, shaped: ShapedRewards
+    ) -> dict[str, float]:
+        """Means over the episodes of all processes, before beta moves."""
+        episodes = rollout_statistics(logprobs, ref_logprobs, scored, shaped, self.reward.names)
+        means = self._mean_over_processes(torch.stack([column.float().nanmean() for column in episodes.values()]))
+        return {**dict(zip(episodes, means, strict=True)), "objective/kl_coef": self.kl_controller.value}
+
+    def _record_losses(self, batch: MicroBatch, logprobs, entropy, values, policy, value) -> None:
+        for name, part in loss_statistics(batch, logprobs, entropy, values, self.args).items():
+            self._step_sums[name].append(part)
+        self._step_sums["loss/policy_avg"].append(policy.detach())
+        self._step_sums["loss/value_avg"].append(value.detach())
+
+    def _finish_update(self) -> None:
+        """Average the statistics of the update's optimiser steps over steps and processes (E11)."""
+        names = list(self._step_sums)
+        sums = torch.stack([torch.stack(parts).sum() for parts in self._step_sums.values()])
+        means = dict(
+            zip(names, self._mean_over_processes(sums.float() / self.plan.steps_per_update), strict=True)
+        )
+        error, variance = means.pop("value_error"), means["val/return_var"]
+        means["val/explained_variance"] = 1 - error / variance if variance > 0 else float("nan")
+        self._update_logs[-1].update(means)
+        self._step_sums.clear()
+
+    def _mean_over_processes(self, values: torch.Tensor) -> list[float]:
+        return self.accelerator.gather(values[None]).mean(0).tolist()
+
+    def _check_start(self, rollout: Rollout, logprobs: torch.Tensor) -> None:
+        self._start_unchecked = False
+        kl = self._update_logs[-1]["objective/kl"] if self._reference_is_copy else None
+        lower = self.accelerator.mixed_precision != "no"
+        check_start(rollout, logprobs, kl, self.model.value_model is None, tolerance=1e-2 if lower else 1e-4)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the updates since the last training log."""
+        if "loss" in logs and self._update_logs:
+            for name in self._update_logs[0]:
+                logs[name] = sum(update[name] for update in self._update_logs) / len(self._update_logs)
+            logs["episode"] = self.state.global_step // self.plan.steps_per_update * self.plan.batch_size
+            self._update_logs.clear()
+        super().log(logs, start_time)
+
+    # ---- Evaluation --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Sample one response per held-out query and report the rollout statistics, as `eval_objective/kl` and so on.
+
+        The generator is seeded anew each time: evaluations are comparable, and training samples the same with or without.
+        """
+        seed = self.args.seed + RANK_SEED_OFFSET * (self.args.process_index + self.args.world_size)
+        generator = torch.Generator(self.args.device).manual_seed(seed)
+        columns: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for batch in dataloader:
+            with evaluating(self.model), self.compute_loss_context_manager():
+                samples = self._sample(batch, generator)
+                ref_logprobs = self._reference_logprobs(batch, samples.responses)
+            scored = self.reward.score(raw_queries(self.task, batch), samples.responses, extra_columns(batch))
+            shaped = self.reward.shape(scored, samples.logprobs, ref_logprobs)
+            episodes = rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped, self.reward.names)
+            for name, column in episodes.items():
+                columns[name].append(self.accelerator.gather_for_metrics(column.float().to(self.args.device)))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        joined = {name: torch.cat(parts) for name, parts in columns.items()}
+        metrics = {f"{metric_key_prefix}_{name}": float(column.nanmean()) for name, column in joined.items()}
+        return EvalLoopOutput(None, None, metrics, num_samples=len(next(iter(joined.values()))))
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """`Trainer.evaluate` on prompts; a set that was not given to the constructor is tokenised first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_eval(eval_dataset, self.processing_class)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _prepare_eval(self, data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+        if data is None:
+            return None
+        if isinstance(data, dict):
+            return {name: self._prepare_eval(part, tokenizer) for name, part in data.items()}
+        return prepare_queries(data, tokenizer, name="eval_dataset", **self._query_options)
+
+    # ---- The loop: data, optimiser, update boundaries ------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of one update's queries per process, each repeated for every micro-batch of its update."""
+        return self._get_dataloader(
+            dataset=self.train_dataset,
+            description="Training",
+            batch_size=self.plan.local_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> UpdateSampler:
+        args, plan = self.args, self.plan
+        return UpdateSampler(
+            self.train_dataset if train_dataset is None else train_dataset,
+            mini_repeat_count=1,
+            batch_size=plan.batch_size,
+            repeat_count=plan.steps_per_update * plan.micro_batches_per_step,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
+        return dataset  # every column reaches the reward functions
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """`lr_scheduler_type` over updates instead of optimiser steps: constant within an update (E9)."""
+        created_here = self.lr_scheduler is None
+        steps = self.plan.steps_per_update
+        scheduler = super().create_scheduler(num_training_steps // steps, optimizer)
+        if created_here:
+            if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+                raise ValueError(
+                    f"`lr_scheduler_type` is {self.args.lr_scheduler_type!r}, which is no function of the step; use one "
+                    "that is, such as 'linear', 'cosine' or 'constant'."
+                )
+            scheduler.lr_lambdas = [once_per_update(rate, steps) for rate in scheduler.lr_lambdas]
+        return scheduler
+
+    @property
+    def _at_update_boundary(self) -> bool:
+        return self.state.global_step % self.plan.steps_per_update == 0
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, save, evaluate and stop only between updates, where no rollout is under way."""
+        flags = ("should_log", "should_save", "should_evaluate", "should_training_stop", "should_epoch_stop")
+        if not self._at_update_boundary:
+            for flag in flags:
+                self._deferred[flag] = self._deferred.get(flag, False) or getattr(self.control, flag)
+                setattr(self.control, flag, False)
+            return
+        for flag in flags:
+            setattr(self.control, flag, getattr(self.control, flag) or self._deferred.pop(flag, False))
+        if self._step_sums:
+            self._finish_update()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    # ---- Saving and loading --------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Policy, value function, tokenizer and arguments, in formats that load without pickle."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        (folder / "training_args.json").write_text(self.args.to_json_string())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Besides the library's random states: this process's generators, and beta."""
+        super()._save_rng_state(output_dir)
+        states = {"sampling": self._sampling_generator, "permutation": self._permutation_generator}
+        file = Path(output_dir, GENERATOR_FILE.format(rank=self.args.process_index))
+        save_file({name: generator.get_state() for name, generator in states.items()}, file)
+        if self.args.should_save:
+            Path(output_dir, STATE_FILE).write_text(json.dumps({"kl_controller": self.kl_controller.state_dict()}))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        states = load_file(Path(checkpoint, GENERATOR_FILE.format(rank=self.args.process_index)))
+        self._sampling_generator.set_state(states["sampling"])
+        self._permutation_generator.set_state(states["permutation"])
+        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
+        self.kl_controller.load_state_dict(state["kl_controller"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.accelerator.unwrap_model(self.model).load_checkpoint(resume_from_checkpoint)
+        self._start_unchecked = False  # the policy has moved away from the reference
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def in_optimizer_steps(args: ZieglerPPOConfig, plan: UpdatePlan) -> ZieglerPPOConfig:
+    """A copy of `args` as `Trainer`'s loop reads them: intervals in optimiser steps, accumulation per optimiser step.
+
+    Intervals below 1 are shares of the run and stay.
+    """
+    args = copy.copy(args)
+    args.max_steps = plan.updates * plan.steps_per_update
+    args.gradient_accumulation_steps = plan.micro_batches_per_step
+    args.per_device_train_batch_size = plan.micro_batch_size
+    for name in ("logging_steps", "save_steps", "eval_steps"):
+        interval = getattr(args, name)
+        if interval is not None and interval >= 1:
+            setattr(args, name, int(interval * plan.steps_per_update))
+    return args
+
+
+def once_per_update(rate: Callable[[int], float], steps_per_update: int) -> Callable[[int], float]:
+    """A learning-rate rule of the update turned into one of the optimiser step."""
+    return lambda step: rate(step // steps_per_update)
+
+
+def context_limit(policy: PreTrainedModel) -> int:
+    """Most tokens the policy can read."""
+    return policy.config.get_text_config().max_position_embeddings
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode (gradient checkpointing would switch its cache off), then as it was."""
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)

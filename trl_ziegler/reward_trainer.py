@@ -1,0 +1,391 @@
+"""Training a reward model on best-of-K choices, rankings, pairs or ratings: config, collator, trainer.
+
+Axis letters: `B` records, `K` candidates of a record, `N` candidates of the batch, `S` tokens.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.data.data_collator import DataCollatorMixin
+from transformers.modeling_outputs import SequenceClassifierOutput
+from trl import RewardConfig, RewardTrainer
+
+from .optim import TFAdam
+from .preference_data import JUDGEMENTS, prepare_preferences
+from .preference_losses import best_candidates, preference_loss
+from .reward_model import (
+    as_reward_model,
+    forget_normalization,
+    load_reward_model,
+    require_no_virtual_tokens,
+    restore_reward_head,
+    save_reward_head,
+)
+
+LOSS_TYPES = ("best_of_k", "ranking", "pairwise", "scalar")
+OPTIMIZERS = ("hf", "tf_adam")
+REFUSED = {
+    "pad_token": "masks go by length, so no PAD token is needed",
+    "eos_token": "no EOS is appended to a completion, since the reward would be read there",
+    "trust_remote_code": "load the model yourself and pass the object",
+    "label_names": "the judgement columns are found by name",
+    "label_smoothing_factor": "the losses have no smoothing",
+}
+FILLER = -100.0  # of absent candidates in what `compute_metrics` gets: the value Trainer itself fills up with
+
+
+@dataclass
+class BestOfKRewardConfig(RewardConfig):
+    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with two fields more.
+
+    `max_length` counts a prompt with one completion; records with a longer one are dropped.
+    `center_rewards_coefficient` adds that coefficient times the mean of (2 × mean reward of a record)², which for K =
+    2 is TRL's (r_chosen + r_rejected)². A `margin` column is taken off the labelled candidate's reward, as in TRL. The
+    paper clips no gradients: set `max_grad_norm=0` for that.
+
+    Parameters:
+        loss_type (`str`, *optional*, defaults to `"best_of_k"`):
+            `"best_of_k"`: −log softmax(r)[label] (Ziegler et al. 2019, equation 1); needs `label`, or reads it from
+            `ranking` or `scores`. `"ranking"`: all pairs of a `ranking`, or of `scores` that do not tie (InstructGPT).
+            `"pairwise"`: the known pairs only, of which a `label` tells K − 1 (K = 2: TRL's and Stiennon et al. 2020).
+            `"scalar"`: squared error to `scores`.
+        optimizer (`str`, *optional*, defaults to `"hf"`):
+            `"hf"` uses `optim` and its arguments; `"tf_adam"` the reference's Adam, whose epsilon of 1e-5 sits outside
+            the bias correction ([`TFAdam`]), with `learning_rate`, `adam_beta1` and `adam_beta2`.
+
+    > [!NOTE]
+    > These parameters have default values different from `RewardConfig`:
+    > - `bf16`: `False`. The reference runs in float32, its steps of about 1e-7 are lost in bfloat16 weights, and TRL's
+    >   default raises on a machine without a GPU.
+    > - `gradient_checkpointing`: off (`None`). TRL's `True` costs a second forward pass that small models do not need.
+    > - `num_train_epochs`: `1`. The paper uses each label once, as more epochs overfit; TRL trains 3.
+    """
+
+    bf16: bool | None = field(default=False, metadata={"help": "Train under bfloat16 autocast."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the labels; the paper makes one."})
+    loss_type: Literal["best_of_k", "ranking", "pairwise", "scalar"] = field(
+        default="best_of_k", metadata={"help": "Which loss, and with it which judgement column, is used."}
+    )
+    optimizer: Literal["hf", "tf_adam"] = field(
+        default="hf", metadata={"help": "'hf' follows `optim`; 'tf_adam' is the reference's Adam."}
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in REFUSED and value != item.default:
+                raise ValueError(f"`{item.name}` is {value!r}, which this trainer does not use: {REFUSED[item.name]}.")
+        for name, choices in (("loss_type", LOSS_TYPES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it can be {' or '.join(map(repr, choices))}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"`max_length` is {self.max_length}; give at least 1, or None for no limit.")
+        super().__post_init__()
+        defaults = {item.name: item.default for item in fields(self)}
+        for name in ("adam_epsilon", "weight_decay"):
+            if self.optimizer == "tf_adam" and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, which `optimizer='tf_adam'` does not use (epsilon 1e-5, no "
+                    "decay); pass `optimizer_cls_and_kwargs` to the trainer instead."
+                )
+
+
+@dataclass
+class DataCollatorForBestOfK(DataCollatorMixin):
+    """Pads the candidates of records whose K may differ.
+
+    Expects `prompt_ids`, `completion_ids` and any of `label`, `ranking`, `scores`, `margin`. Returns:
+
+    - `candidate_mask` `[B, K]`: true where a record has a candidate; `N` of them are true.
+    - `input_ids`, `attention_mask` `[N, S]`: prompt and completion of each candidate, record by record, right-padded.
+      The mask goes by length, so the filler may be any id, EOS included: it is never embedded.
+    - `labels` `[B]`, `rankings` `[B, K]` (filled up with 0), `scores` `[B, K]` (filled up with 0), `margin` `[B]`.
+
+    Args:
+        pad_token_id (`int`, *optional*, defaults to `0`): The filler.
+        pad_to_multiple_of (`int`, *optional*): Pad S to a multiple of this.
+        return_tensors (`str`, *optional*, defaults to `"pt"`): Only `"pt"`.
+
+    Examples:
+    ```python
+    >>> from trl_ziegler import DataCollatorForBestOfK
+
+    >>> collator = DataCollatorForBestOfK()
+    >>> batch = collator(
+    ...     [
+    ...         {"prompt_ids": [1, 2], "completion_ids": [[3], [4, 5], [6]], "label": 2},
+    ...         {"prompt_ids": [7], "completion_ids": [[8], [9]], "label": 0},
+    ...     ]
+    ... )
+    >>> batch["candidate_mask"]
+    tensor([[ True,  True,  True],
+            [ True,  True, False]])
+    >>> batch["input_ids"]
+    tensor([[1, 2, 3, 0],
+            [1, 2, 4, 5],
+            [1, 2, 6, 0],
+            [7, 8, 0, 0],
+            [7, 9, 0, 0]])
+    >>> batch["attention_mask"]
+    tensor([[1, 1, 1, 0],
+            [1, 1, 1, 1],
+            [1, 1, 1, 0],
+            [1, 1, 0, 0],
+            [1, 1, 0, 0]])
+    >>> batch["labels"]
+    tensor([2, 0])
+    ```
+    """
+
+    pad_token_id: int = 0
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Make a batch of B records."""
+        counts = [len(example["completion_ids"]) for example in examples]
+        sequences = [[*e["prompt_ids"], *completion] for e in examples for completion in e["completion_ids"]]
+        step = self.pad_to_multiple_of or 1
+        width = math.ceil(max(map(len, sequences)) / step) * step
+        # First, because Trainer takes the batch size from the first tensor it meets.
+        batch = {"candidate_mask": torch.arange(max(counts)) < torch.tensor(counts)[:, None]}
+        batch["input_ids"] = _stacked(sequences, width, self.pad_token_id)
+        batch["attention_mask"] = _stacked([[1] * len(ids) for ids in sequences], width, 0)
+        if "label" in examples[0]:
+            batch["labels"] = torch.tensor([example["label"] for example in examples])
+        if "ranking" in examples[0]:
+            batch["rankings"] = _stacked([example["ranking"] for example in examples], max(counts), 0)
+        if "scores" in examples[0]:
+            batch["scores"] = _stacked([example["scores"] for example in examples], max(counts), 0.0).float()
+        if "margin" in examples[0]:
+            batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
+        return batch
+
+
+class BestOfKRewardTrainer(RewardTrainer):
+    """Trains a reward model on choices among K completions (Ziegler et al. 2019, section 2.1).
+
+    A subclass of TRL's `RewardTrainer`, which keeps PEFT, quantization, chat templates, evaluation, logging and the
+    hub. Overrides: `_prepare_dataset` and the collator (formats with K candidates, no EOS appended, records checked),
+    `compute_loss` and `log` (the losses and metrics), `_set_signature_columns_if_needed`, `train` (a normalisation no
+    longer holds), and `_save`, `_load_from_checkpoint`, `_load_best_model` (the head as it is, beside the folded one).
+    The tokenizer's PAD token stays as it was.
+
+    Metrics, also with `eval_`: `loss`; `accuracy` (share of records whose best candidate has the highest reward; a tie
+    counts as a miss); `chance` (what guessing would give); `margin` (reward of the best minus the mean of the others);
+    `mean_reward`, `std_reward` (of all candidates); `min_reward`, `max_reward` (mean over batches); `num_tokens`.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A path or hub id, loaded with [`load_reward_model`]: what has no reward head gets a fresh one, seeded with
+            `args.seed`. Or a one-label classifier, which is converted in place and keeps its head; for a fresh one
+            call [`as_reward_model`]`(model, fresh_head=True)` before.
+        args ([`BestOfKRewardConfig`], *optional*): The configuration.
+        data_collator (`Callable`, *optional*): By default [`DataCollatorForBestOfK`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Records, see `prepare_preferences`.
+        eval_dataset (as `train_dataset`, or a `dict` of such, *optional*): Records to evaluate on.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer; by default that of the model's path.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a model given as a path.
+        peft_config ([`~peft.PeftConfig`], *optional*): Wraps the model; the head is always trained and saved with it.
+        optimizer_cls_and_kwargs (`tuple`, *optional*): As for `Trainer`; refused with `optimizer="tf_adam"`.
+        kwargs: Further arguments of `RewardTrainer`: `compute_metrics`, `callbacks`, `optimizers`, ... What
+            `compute_metrics` gets as predictions is `[records, K]` rewards, −100 where there is no candidate.
+    """
+
+    _tag_names = ("trl", "reward-trainer", "best-of-k")
+    _name = "Best-of-K Reward"
+    _paper = {  # noqa: RUF012 - as in TRL's trainers
+        "title": "Fine-Tuning Language Models from Human Preferences",
+        "id": "1909.08593",
+        "citation": "@article{ziegler2019finetuning, title = {Fine-Tuning Language Models from Human Preferences}, "
+        "author = {Ziegler, Daniel M. and Stiennon, Nisan and Wu, Jeffrey and Brown, Tom B. and Radford, Alec and "
+        "Amodei, Dario and Christiano, Paul and Irving, Geoffrey}, year = 2019, eprint = {arXiv:1909.08593}}",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: BestOfKRewardConfig | None = None,
+        data_collator: Any | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        quantization_config: Any | None = None,
+        peft_config: PeftConfig | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = (model if isinstance(model, str) else model.config._name_or_path).rstrip("/").split("/")[-1]
+        args = args or BestOfKRewardConfig(f"{name}-BestOfK")
+        if args.optimizer == "tf_adam":
+            optimizer_cls_and_kwargs = _tf_adam(args, optimizer_cls_and_kwargs, kwargs.get("optimizers"))
+        model = _model(model, args, quantization_config)
+        init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up; the parent would log a warning
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        self._context_limit = getattr(model.config, "max_position_embeddings", None)
+        pads = processing_class.pad_token, model.config.pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or DataCollatorForBestOfK(pad_to_multiple_of=args.pad_to_multiple_of),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=_with_head(peft_config),
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            **kwargs,
+        )
+        # TRL sets PAD := EOS; saved with the model, that would make a plain load read the reward before a final EOS.
+        processing_class.pad_token, self.model.config.pad_token_id = pads
+        args.model_init_kwargs = init_kwargs
+        as_reward_model(self.model)  # a PeftModel made by the parent
+        if args.loss_type == "best_of_k":
+            self.label_names = ["labels"]
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: BestOfKRewardConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        return prepare_preferences(
+            dataset,
+            processing_class,
+            loss_type=args.loss_type,
+            max_length=args.max_length,
+            context_limit=self._context_limit,
+            num_proc=args.dataset_num_proc,
+            name=dataset_name,
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            judgements = ["label"] if self.args.loss_type == "best_of_k" else JUDGEMENTS[self.args.loss_type]
+            self._signature_columns = ["prompt_ids", "completion_ids", *judgements, "margin"]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, SequenceClassifierOutput]:
+        """The loss of a batch of [`DataCollatorForBestOfK`], from one forward pass over all its candidates."""
+        mask = inputs["candidate_mask"]
+        out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        rewards = out.logits.new_zeros(mask.shape).masked_scatter(mask, out.logits[:, 0])  # [B, K]
+        loss = preference_loss(self.args.loss_type, rewards, inputs, mask)
+        if self.args.center_rewards_coefficient is not None:
+            mean = rewards.sum(1) / mask.sum(1)
+            loss = loss + self.args.center_rewards_coefficient * (2 * mean).square().mean()
+        self._record(rewards.detach(), inputs)
+        outputs = SequenceClassifierOutput(logits=rewards.masked_fill(~mask, FILLER))
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, rewards: Tensor, inputs: dict[str, Tensor]) -> None:
+        """Collect the metrics of a batch over all processes; `log` averages what was collected."""
+        training = self.model.training
+        # When evaluating, the records that fill up the last batch are left out; in training the two must not be told
+        # apart by the end of the data, which accumulation reaches before its first micro-batch is computed.
+        gather = self.accelerator.gather if training else self.accelerator.gather_for_metrics
+        rows = rewards.masked_fill(~inputs["candidate_mask"], torch.nan)
+        rows = self.accelerator.pad_across_processes(rows, dim=1, pad_index=torch.nan)
+        gathered = gather(torch.cat([_record_statistics(rewards, inputs), rows], 1).contiguous()).cpu()
+        metrics = self._metrics["train" if training else "eval"]
+        for key, column in zip(("accuracy", "chance", "margin"), gathered.T, strict=False):
+            if not column.isnan().all():
+                metrics[key].extend(column[~column.isnan()].tolist())
+        present = gathered[:, 3:][~gathered[:, 3:].isnan()]
+        metrics["mean_reward"].extend(present.tolist())
+        metrics["min_reward"].append(present.min().item())
+        metrics["max_reward"].append(present.max().item())
+        if training:
+            self._total_train_tokens += self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add `std_reward` to what the parent averages and logs."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if "mean_reward" in metrics:
+            metrics["std_reward"] = [torch.tensor(metrics["mean_reward"]).std(correction=0).item()]
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a normalisation made before does not hold afterwards and its record is dropped."""
+        forget_normalization(self.model)
+        return super().train(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        if self.args.should_save:
+            save_reward_head(self.model, output_dir or self.args.output_dir, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:  # whose own checkpoint holds the head as it is
+            restore_reward_head(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            restore_reward_head(self.model, self.state.best_model_checkpoint)
+
+
+def _model(
+    model: str | PreTrainedModel | PeftModel, args: BestOfKRewardConfig, quantization_config: Any | None
+) -> PreTrainedModel | PeftModel:
+    if not isinstance(model, str):
+        if args.model_init_kwargs or quantization_config is not None:
+            name = "model_init_kwargs" if args.model_init_kwargs else "quantization_config"
+            raise ValueError(f"`{name}` is given, but `model` is loaded already; pass a path, or leave `{name}` out.")
+        return as_reward_model(model)
+    init_kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        init_kwargs["quantization_config"] = quantization_config
+    return load_reward_model(model, seed=args.seed, is_trainable=True, **init_kwargs)
+
+
+def _tf_adam(
+    args: BestOfKRewardConfig, optimizer_cls_and_kwargs: Any | None, optimizers: Any | None
+) -> tuple[type[TFAdam], dict[str, Any]]:
+    if optimizer_cls_and_kwargs is not None or (optimizers and optimizers[0] is not None):
+        raise ValueError("`optimizer='tf_adam'` and an optimizer for the trainer are both given; give one of them.")
+    return TFAdam, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}
+
+
+def _with_head(peft_config: PeftConfig | None) -> PeftConfig | None:
+    """The same configuration, with the head among the modules trained and saved in full."""
+    if peft_config is None:
+        return None
+    require_no_virtual_tokens(peft_config)
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "score"})
+    return peft_config
+
+
+def _record_statistics(rewards: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """`[B, 3]`: hit (0 or 1), chance, and margin (NaN where all candidates are judged equal) of each record."""
+    mask = inputs["candidate_mask"]
+    best = best_candidates(inputs, mask)
+    others = mask & ~best
+    hit = rewards.masked_fill(~best, -torch.inf).amax(1) > rewards.masked_fill(~others, -torch.inf).amax(1)
+    means = [torch.where(group, rewards, 0).sum(1) / group.sum(1) for group in (best, others)]
+    return torch.stack([hit.float(), best.sum(1) / mask.sum(1), means[0] - means[1]], 1)
+
+
+def _stacked(rows: list[list], width: int, filler: float) -> Tensor:
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])

@@ -1,0 +1,172 @@
+"""From a response to its per-token reward: score, cut, penalty, KL. The one place to change the reward rule.
+
+R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)) (Ziegler et al. 2019, section 2; `openai/lm-human-preferences`,
+`train_policy.py:make_score_fn, compute_rewards`). Axis letters: B responses, T response tokens, F reward functions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .functional import kl_entropy_rewards
+from .kl_control import AdaptiveKLController, FixedKLController
+from .reward_model import score_token_ids
+from .tasks import BoundTask
+
+RewardFunction = PreTrainedModel | Callable[..., list[float | None]]
+
+
+class Scored(NamedTuple):
+    """What the reward functions said of a batch of responses.
+
+    `scores [B]`: what PPO optimises, after cut, weights and penalty. `raw [B]`: without the penalty. `parts [B, F]`: each
+    function's own score, NaN where it gave `None`. `lengths [B]`: tokens up to the end. `valid [B]`: ended by the rule.
+    """
+
+    scores: torch.Tensor
+    raw: torch.Tensor
+    parts: torch.Tensor
+    lengths: torch.Tensor
+    valid: torch.Tensor
+
+
+class ShapedRewards(NamedTuple):
+    """Per-token rewards `[B, T]` with their parts: `rewards` = `kl_reward` + the score at the last (masked) token;
+    `entropy_bonus` = -beta log pi is a component of `kl_reward`, not a further term. `mask [B, T]`: trained tokens."""
+
+    rewards: torch.Tensor
+    kl_reward: torch.Tensor
+    entropy_bonus: torch.Tensor
+    mask: torch.Tensor
+
+
+class KLEntropyReward:
+    """Turns responses into PPO's rewards: score -> cut -> penalty -> per-token R.
+
+    Args:
+        functions: Reward models (read the raw query and the cut response as ids) and callables
+            `f(prompts, completions, **columns) -> list[float | None]` (read text; messages for chat prompts).
+        weights: One weight per function; a function of weight 0 is computed and logged only.
+        task: Cut and penalty rules.
+        tokenizer: Decodes what callables read.
+        controller: Holds beta.
+        processing_classes: For each function `None`, or the tokenizer of a reward model that does not share the
+            policy's; that model then reads re-encoded text.
+        batch_size: Rows per forward pass of a reward model.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float],
+        task: BoundTask,
+        tokenizer: PreTrainedTokenizerBase,
+        controller: FixedKLController | AdaptiveKLController,
+        *,
+        processing_classes: Sequence[PreTrainedTokenizerBase | None] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if len(weights) != len(functions):
+            raise ValueError(
+                f"`reward_weights` has {len(weights)} values for {len(functions)} reward functions; give one for each."
+            )
+        self.functions = list(functions)
+        self.weights = [float(weight) for weight in weights]
+        self.task = task
+        self.tokenizer = tokenizer
+        self.controller = controller
+        self.processing_classes = list(processing_classes or [None] * len(functions))
+        self.batch_size = batch_size
+        self.names = [function_name(function) for function in self.functions]
+
+    def score(self, queries: list[list[int]], responses: torch.Tensor, columns: dict[str, list]) -> Scored:
+        """Score responses.
+
+        Args:
+            queries: B raw queries (without prefix, suffix and padding).
+            responses: `[B, T]` ids as sampled.
+            columns: Columns of the dataset, B values each; they reach callables as keywords.
+
+        Raises:
+            ValueError: a score that is not finite, with the prompt and response it belongs to.
+        """
+        lengths, valid = self.task.cut(responses)
+        cut = [row[:n] for row, n in zip(responses.tolist(), lengths.tolist(), strict=True)]
+        parts = torch.stack([self._part(i, queries, cut, columns) for i in range(len(self.functions))], 1)
+        self._refuse_non_finite(parts, queries, cut)
+        weights = torch.tensor(self.weights)
+        raw = (parts.nan_to_num() * weights).sum(1).to(responses.device)
+        return Scored(self.task.penalize(raw, valid), raw, parts, lengths, valid)
+
+    def shape(
+        self, scored: Scored, logprobs: torch.Tensor, ref_logprobs: torch.Tensor
+    ) -> ShapedRewards:
+        """Per-token rewards of the sampled tokens.
+
+        Args:
+            scored: What `score` returned.
+            logprobs: `[B, T]` log pi of the sampling policy, nats.
+            ref_logprobs: `[B, T]` log rho, nats.
+        """
+        mask = self.task.mask(scored.lengths)
+        shaped = kl_entropy_rewards(scored.scores, logprobs, ref_logprobs, self.controller.value, mask=mask)
+        return ShapedRewards(*shaped, mask)
+
+    def _part(
+        self, i: int, queries: list[list[int]], cut: list[list[int]], columns: dict[str, list]
+    ) -> torch.Tensor:
+        function, own_tokenizer = self.functions[i], self.processing_classes[i]
+        if isinstance(function, torch.nn.Module):
+            if own_tokenizer is not None:
+                queries, cut = self._reencode(queries, cut, own_tokenizer)
+            return score_token_ids(function, queries, cut, batch_size=self.batch_size).float().cpu()
+        prompts, completions, columns = self._as_text(queries, cut, columns)
+        values = function(prompts, completions, **columns)
+        if len(values) != len(cut):
+            raise ValueError(
+                f"Reward function '{self.names[i]}' returned {len(values)} scores for {len(cut)} completions; "
+                "return one float (or None) for each."
+            )
+        # +-inf stands for a NaN the function itself returned, so that NaN can stand for None.
+        floats = [math.nan if v is None else math.inf if math.isnan(v) else float(v) for v in values]
+        return torch.tensor(floats)
+
+    def _as_text(
+        self, queries: list[list[int]], cut: list[list[int]], columns: dict[str, list]
+    ) -> tuple[list, list, dict[str, list]]:
+        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
+        columns = dict(columns)
+        prompts = columns.pop("prompt", None) or self.tokenizer.batch_decode(queries, skip_special_tokens=True)
+        if isinstance(prompts[0], list):
+            return prompts, [[{"role": "assistant", "content": text}] for text in texts], columns
+        return prompts, texts, columns
+
+    def _reencode(
+        self, queries: list[list[int]], cut: list[list[int]], tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        prompts = self.tokenizer.batch_decode(queries, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
+        return tokenizer(prompts)["input_ids"], tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _refuse_non_finite(self, parts: torch.Tensor, queries: list[list[int]], cut: list[list[int]]) -> None:
+        callables = torch.tensor([not isinstance(function, torch.nn.Module) for function in self.functions])
+        bad = parts.isinf() | (parts.isnan() & ~callables)
+        if not bad.any() and not (parts.isnan().all(1)).any():
+            return
+        row = int((bad.any(1) | parts.isnan().all(1)).nonzero()[0])
+        column = int(bad[row].nonzero()[0]) if bad[row].any() else 0
+        raise ValueError(
+            f"Reward function '{self.names[column]}' gave no finite score for the prompt "
+            f"{self.tokenizer.decode(queries[row])!r} and the response {self.tokenizer.decode(cut[row])!r}; "
+            "the run stops before the weights change."
+        )
+
+
+def function_name(function: RewardFunction) -> str:
+    """The name a reward function is logged under: a model's last path component, a callable's name."""
+    if isinstance(function, PreTrainedModel):
+        return function.config._name_or_path.rstrip("/").split("/")[-1] or type(function).__name__
+    return getattr(function, "__name__", type(function).__name__)

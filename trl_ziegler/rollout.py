@@ -1,0 +1,114 @@
+"""A rollout, and the minibatches PPO makes of it: whitening, advantages, micro-batches.
+
+Source: `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.train, loss`.
+Axis letters: B episodes of this process, Q context tokens, T response tokens.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+
+from .functional import gae, merge_moments, moments, whiten
+
+Gather = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Rollout:
+    """Episodes with everything that stays fixed while PPO trains on them.
+
+    Args:
+        context_ids: `[B, Q]` int64, padded on the left.
+        context_mask: `[B, Q]` int64, 0 at padding.
+        responses: `[B, T]` int64 as sampled, uncut.
+        mask: `[B, T]` bool, the tokens trained on.
+        logprobs: `[B, T]` float32, log pi of the sampling policy, nats.
+        values: `[B, T]` float32, value of the state before each token.
+        rewards: `[B, T]` float32, R of each token, before whitening.
+    """
+
+    context_ids: torch.Tensor
+    context_mask: torch.Tensor
+    responses: torch.Tensor
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    rewards: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> "Rollout":
+        return Rollout(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
+
+
+class MicroBatch(NamedTuple):
+    """One forward pass: a part of a minibatch with its `advantages [b, T]` and `returns [b, T]`.
+
+    `return_variance` is the population variance of the whole minibatch's returns. `total` is the number of trained tokens that the whole minibatch's losses are divided by (averaged over processes
+    where whitening is global), so that the losses of its micro-batches add up to the minibatch's mean.
+    """
+
+    rollout: Rollout
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    return_variance: torch.Tensor
+    total: float
+
+
+def advantages_and_returns(
+    rollout: Rollout, *, gamma: float, lam: float, whiten_rewards: bool, gather: Gather | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whitened advantages and raw returns `[B, T]` of one minibatch.
+
+    Rewards are whitened first if asked (mean kept), then GAE, then the advantages are whitened (mean removed);
+    returns are taken before that. `gather` collects tensors over processes for global statistics, `None` keeps them
+    to this process.
+    """
+    rewards = rollout.rewards
+    if whiten_rewards:
+        rewards = _whiten(rewards, rollout.mask, gather, shift_mean=False)
+    advantages, returns = gae(rewards, rollout.values, gamma=gamma, lam=lam, mask=rollout.mask)
+    return _whiten(advantages, rollout.mask, gather, shift_mean=True), returns
+
+
+def _whiten(values: torch.Tensor, mask: torch.Tensor, gather: Gather | None, shift_mean: bool) -> torch.Tensor:
+    if gather is None:
+        return whiten(values, mask=mask, shift_mean=shift_mean)
+    parts = gather(torch.stack([part.double() for part in moments(values, mask=mask)])[None])
+    mean, variance = merge_moments(*parts.unbind(1))
+    return whiten(values, mask=mask, shift_mean=shift_mean, moments=(mean.to(values.dtype), variance.to(values.dtype)))
+
+
+def micro_batches(
+    rollout: Rollout,
+    *,
+    epochs: int,
+    mini_batch_size: int,
+    micro_batch_size: int,
+    gamma: float,
+    lam: float,
+    whiten_rewards: bool,
+    gather: Gather | None,
+    generator: torch.Generator,
+) -> Iterator[MicroBatch]:
+    """Every micro-batch of one update, in the order of training: a fresh permutation per epoch, cut into minibatches.
+
+    Whitening and advantages are computed on the whole minibatch before it is split. Args as in
+    `advantages_and_returns`; `generator` (CPU) draws the permutations of this process.
+    """
+    for _ in range(epochs):
+        order = torch.randperm(len(rollout), generator=generator).to(rollout.responses.device)
+        for index in order.split(mini_batch_size):
+            mini = rollout[index]
+            advantages, returns = advantages_and_returns(
+                mini, gamma=gamma, lam=lam, whiten_rewards=whiten_rewards, gather=gather
+            )
+            _, _, variance = moments(returns, mask=mini.mask)
+            tokens = mini.mask.sum()[None].double()
+            total = float((tokens if gather is None else gather(tokens)).mean())
+            for start in range(0, mini_batch_size, micro_batch_size):
+                part = slice(start, start + micro_batch_size)
+                yield MicroBatch(mini[part], advantages[part], returns[part], variance, total)
