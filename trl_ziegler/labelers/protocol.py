@@ -1,4 +1,4 @@
-"""What a labeller is: something that picks the best of K completions. It knows no trainer and no model of the policy."""
+"""What a labeller is: something that picks the best of K completions. It knows no trainer and no policy."""
 
 from typing import Protocol
 

@@ -16,8 +16,8 @@ class ScoreLabeler:
         score_fn (`ScoreFunction`): `f(prompts, completions, **columns) -> list[float]` over flat lists.
         error_rate (`float`, *optional*, defaults to `0.0`): probability in [0, 1] of a slip, which picks one of the
             other K-1 candidates with equal chances.
-        boltzmann_temperature (`float`, *optional*): if given, choose with p ∝ exp(score / temperature), in units of the
-            score, instead of the argmax. Excludes `error_rate`.
+        boltzmann_temperature (`float`, *optional*): if given, choose with p ∝ exp(score / temperature) instead of
+            the argmax; in units of the score. Excludes `error_rate`.
         seed (`int`, *optional*, defaults to `0`): seed of the noise.
 
     Example:
@@ -41,7 +41,7 @@ class ScoreLabeler:
             raise ValueError(f"error_rate={error_rate} is not a probability; give a value between 0 and 1.")
         if boltzmann_temperature is not None and not 0.0 < boltzmann_temperature < math.inf:
             raise ValueError(
-                f"boltzmann_temperature={boltzmann_temperature} must be a positive number; for the argmax leave it None."
+                f"boltzmann_temperature={boltzmann_temperature} must be positive; for the argmax leave it None."
             )
         if boltzmann_temperature is not None and error_rate > 0.0:
             raise ValueError(

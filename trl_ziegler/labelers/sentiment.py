@@ -22,8 +22,8 @@ POSITIVE_NAMES = ("positive", "pos", "label_1")
 class SentimentScorer:
     """r_s, the log-odds (nats) of the positive class: z_pos − logsumexp(z_others), or the logit of a one-label head.
 
-    With two labels this is z_pos − z_neg. A score depends on its own text only: padding is masked, and a classifier that
-    pools at `config.pad_token_id` is given a filler its texts do not contain when it declares none. A text without any
+    With two labels this is z_pos − z_neg. A score depends on its own text only: padding is masked, and a classifier
+    that pools at `config.pad_token_id` but declares none is lent a filler its texts do not contain. A text without any
     token is scored on the tokenizer's BOS (else EOS) token alone.
 
     Args:
@@ -156,8 +156,8 @@ def find_positive_label(config: PretrainedConfig, positive_label: str | int | No
 def pad_token_for(config: PretrainedConfig, ids: list[list[int]]) -> Iterator[int]:
     """Yield the id to pad `ids` with; a config without one is lent an id that occurs in none of the rows.
 
-    Decoder classifiers read their logits at the last token that is not `config.pad_token_id` and refuse batches without
-    it, so any id that is also a text's last token (an EOS, say) would move the reading point.
+    Decoder classifiers read their logits at the last token that is not `config.pad_token_id` and refuse batches
+    without it, so an id that is also a text's last token (an EOS, say) would move the reading point.
     """
     if config.pad_token_id is not None:
         yield config.pad_token_id

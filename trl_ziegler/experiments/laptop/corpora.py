@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 from . import words as w
 from .grammar import REVIEW, STORY, VERDICTS, Scene, finish, sentence
@@ -24,31 +25,31 @@ LABEL_NOISE = 0.04
 def passages(n: int, seed: int, split: str = "train") -> list[str]:
     """Return `n` passages of 3 to 6 sentences, one story scene each.
 
-    A passage has a mood (negative, neutral, positive or mixed) that may turn on the way, and a vividness in [0, 1]. No two
-    splits share a passage, nor the pair of sentences a passage opens with, whatever their seeds.
+    A passage has a mood (negative, neutral, positive or mixed) that may turn on the way, and a vividness in [0, 1]. No
+    two splits share a passage, nor the pair of sentences a passage opens with, whatever their seeds.
 
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
     """
     rng = _generator("passages", seed, split)
-    return [_draw(lambda: _passage(rng), split) for _ in range(n)]
+    return [_draw(partial(_passage, rng), split) for _ in range(n)]
 
 
 def reviews(n: int, seed: int, split: str = "train") -> list[dict[str, str | int]]:
     """Return `n` reviews `{"text": str, "label": int}`, label 1 for a satisfied customer, half of them on average.
 
-    A review of 2 to 5 sentences mixes praise and blame according to a hidden number of stars; its label says whether the
-    stars exceed 3 (a coin decides for 3 stars) and is wrong in 4 % of cases. Words in `HELD_OUT` occur in the test split
-    only. No two splits share the pair of sentences a review opens with.
+    A review of 2 to 4 sentences mixes praise and blame according to a hidden number of stars; its label says whether
+    the stars exceed 3 (a coin decides for 3 stars) and is wrong in 4 % of cases. Words in `HELD_OUT` occur in the test
+    split only. No two splits share the pair of sentences a review opens with.
 
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
     """
     rng = _generator("reviews", seed, split)
     banned = frozenset() if split == "test" else w.HELD_OUT
-    rows = []
+    rows: list[dict[str, str | int]] = []
     for stars in rng.choices(list(STARS), STAR_WEIGHTS, k=n):
-        text = _draw(lambda stars=stars: _review(rng, stars, banned), split)
+        text = _draw(partial(_review, rng, stars, banned), split)
         rows.append({"text": text, "label": _label(rng, stars)})
     return rows
 
@@ -60,7 +61,7 @@ def _generator(corpus: str, seed: int, split: str) -> random.Random:
 
 
 def _draw(make: Callable[[], list[str]], split: str) -> str:
-    """Call `make` until its sentences fall into `split`; the opening pair decides: 80 % train, 10 % valid, 10 % test."""
+    """Call `make` until its sentences fall into `split`, by their opening pair: 80 % train, 10 % valid, 10 % test."""
     while True:
         sentences = make()
         part = zlib.crc32(" ".join(sentences[:2]).encode()) % 10

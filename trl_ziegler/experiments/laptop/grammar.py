@@ -1,7 +1,7 @@
 """Sentences of the embedded world: templates with slots, filled for a scene and a polarity.
 
-A template is plain English with `{slot}`s; each slot is one of the small functions in `SLOTS`. Clauses carry a polarity
-`sign` in {-1, 0, +1}; a sentence joins one or two of them. Lengths are 5 to 14 tokens, the period included.
+A template is plain English with `{slot}`s; each slot is one of the small functions in `SLOTS`. Clauses carry a
+polarity `sign` in {-1, 0, +1}; a sentence joins one or two of them. Lengths are 5 to 14 tokens, period included.
 """
 
 import random
@@ -106,8 +106,18 @@ I {fond} the {venue}
 we were {feeling}
 """
 VERDICTS = {
-    +1: ["I would recommend it to a friend", "it was worth the money", "we do not regret it", "it was no waste of money"],
-    -1: ["I would not recommend it to a friend", "it was not worth the money", "we regret it", "it was a waste of money"],
+    +1: [
+        "I would recommend it to a friend",
+        "it was worth the money",
+        "we do not regret it",
+        "it was no waste of money",
+    ],
+    -1: [
+        "I would not recommend it to a friend",
+        "it was not worth the money",
+        "we regret it",
+        "it was a waste of money",
+    ],
 }
 
 
@@ -127,7 +137,9 @@ class Scene:
     def __post_init__(self):
         self.pronoun = self.rng.choice(list(w.NAMES))
         self.hero = self.rng.choice(w.NAMES[self.pronoun])
-        self.companion = self.pick([f"{self.his} {relative}" for relative in w.RELATIVES] + w.NAMES["she"] + w.NAMES["he"])
+        self.companion = self.pick(
+            [f"{self.his} {relative}" for relative in w.RELATIVES] + w.NAMES["she"] + w.NAMES["he"]
+        )
         self.place = self.pick(w.PLACES)
 
     def pick(self, options: Sequence[str]) -> str:
@@ -239,8 +251,13 @@ class Style(NamedTuple):
     clauses: list[str]
 
 
-STORY = Style(NEUTRAL.strip().split("\n"), CHARGED.strip().split("\n"), CLAUSES.strip().split("\n"))
-REVIEW = Style(REVIEW_NEUTRAL.strip().split("\n"), REVIEW_CHARGED.strip().split("\n"), REVIEW_CLAUSES.strip().split("\n"))
+def lines(block: str) -> list[str]:
+    """The templates of a block, one per line."""
+    return block.strip().split("\n")
+
+
+STORY = Style(lines(NEUTRAL), lines(CHARGED), lines(CLAUSES))
+REVIEW = Style(lines(REVIEW_NEUTRAL), lines(REVIEW_CHARGED), lines(REVIEW_CLAUSES))
 
 
 def fill(template: str, scene: Scene, sign: int) -> str:

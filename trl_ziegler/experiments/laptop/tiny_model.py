@@ -1,5 +1,6 @@
 """A tokenizer and model sizes small enough to train on a laptop's CPU in under a minute."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -40,19 +41,32 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 900) -> PreTrainedTo
     )
 
 
-def lm_config(tokenizer: PreTrainedTokenizerFast, *, n_embd: int = 128, n_layer: int = 2, n_head: int = 4) -> GPT2Config:
-    """Return the size of the embedded world's language model: GPT-2's architecture, 128 positions, no dropout."""
+def lm_config(
+    tokenizer: PreTrainedTokenizerFast, *, n_embd: int = 96, n_layer: int = 2, n_head: int = 4
+) -> GPT2Config:
+    """Return the language model's size: GPT-2's architecture, 128 positions, no dropout.
+
+    The initial weights keep GPT-2's relation to the width, std 0.02 at 768; narrow models learn slower from 0.02.
+    """
     return GPT2Config(
-        vocab_size=len(tokenizer), n_positions=128, n_embd=n_embd, n_layer=n_layer, n_head=n_head,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=n_embd,
+        n_layer=n_layer,
+        n_head=n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.02 * math.sqrt(768 / n_embd),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def classifier_config(
-    tokenizer: PreTrainedTokenizerFast, *, n_embd: int = 128, n_layer: int = 2, n_head: int = 4
+    tokenizer: PreTrainedTokenizerFast, *, n_embd: int = 64, n_layer: int = 2, n_head: int = 4
 ) -> GPT2Config:
-    """Return `lm_config` with a two-label head, NEGATIVE and POSITIVE.
+    """Return the sentiment classifier's size: as `lm_config`, with a two-label head, NEGATIVE and POSITIVE.
 
     Texts hold no EOS, so EOS may serve as the id that the classifier's pooling skips.
     """

@@ -8,6 +8,7 @@ from .grammar import tokens
 
 POLARITY = w.polarities() | {"enjoy": 1, "like": 1}
 VIVID = frozenset(w.COLOURS + w.TEXTURES + w.MANNERS)
+DIMINISHING = frozenset(phrase.split()[-1] for phrase in w.DIMINISHERS)
 NEGATION, INTENSIFIED, DIMINISHED, CONCEDED = -0.5, 1.5, 0.5, 0.5
 REACH = 3  # words a negator or adverb looks ahead
 
@@ -16,9 +17,9 @@ def true_sentiment(text: str) -> float:
     """Return the sum of the sentences' polarities; unbounded, about -6..6 for a passage, 0 for a text without mood.
 
     A sentiment word counts +1 or -1; an ambiguous adjective counts by its noun ("cold soup" -1, "cold lemonade" +1).
-    A negator up to 3 words ahead multiplies by -0.5 ("not bad" is less than "good"), an intensifier by 1.5, a diminisher
-    by 0.5; neither reaches past a comma or another sentiment word. What stands before "but", or between "although" and its
-    comma, counts half.
+    A negator up to 3 words ahead multiplies by -0.5 ("not bad" is less than "good"), an intensifier by 1.5, a
+    diminisher by 0.5; none reaches past a comma or another sentiment word. What stands before "but", or between
+    "although" and its comma, counts half.
     """
     return float(sum(sentence_polarity(sentence.split()) for sentence in " ".join(tokens(text)).split(".")))
 
@@ -68,6 +69,3 @@ def modifiers(words: list[str], i: int) -> float:
         factor *= INTENSIFIED if word in w.INTENSIFIERS else 1.0
         factor *= DIMINISHED if word in DIMINISHING else 1.0
     return factor
-
-
-DIMINISHING = frozenset(phrase.split()[-1] for phrase in w.DIMINISHERS)

@@ -20,12 +20,12 @@ FOODS = "bread cake tea coffee milk soup apple lemonade wine chocolate fish rice
 WEATHER = "rain snow wind fog smoke sunlight cloud dust".split()
 DAYS = "day evening morning week trip dinner party holiday visit walk".split()
 TIMES = [
-    "in the morning", "that evening", "after lunch", "at night", "on Sunday", "at noon", "before dinner", "the next day",
-    "for an hour", "at dawn", "last week", "in winter",
+    "in the morning", "that evening", "after lunch", "at night", "on Sunday", "at noon", "before dinner",
+    "the next day", "for an hour", "at dawn", "last week", "in winter",
 ]  # fmt: skip
 DEEDS = (
-    "opened closed carried moved found washed painted took left brought fixed sold bought showed kept watched hid drew "
-    "lifted measured"
+    "opened closed carried moved found washed painted took left brought fixed sold bought showed kept watched hid "
+    "drew lifted measured"
 ).split()
 TALK = "asked spoke read wrote knew".split()
 
@@ -81,7 +81,9 @@ DIMINISHERS = ["slightly", "somewhat", "a little"]
 
 # Vividness: seen, touched or heard, and good or bad to nobody.
 COLOURS = "red blue green golden silver pale grey white black yellow crimson amber".split()
-TEXTURES = "wooden velvet rough smooth dusty damp crisp mossy faded copper narrow round thin humming glittering".split()
+TEXTURES = (
+    "wooden velvet rough smooth dusty damp crisp mossy faded copper narrow round thin humming glittering".split()
+)
 MANNERS = "slowly softly quietly brightly steadily faintly".split()
 
 # Sentiment words of the passages that no review of the train or valid split uses: a classifier meets them unprepared.
