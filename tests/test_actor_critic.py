@@ -85,7 +85,9 @@ def test_checkpoint_overwrites_every_weight(make_causal_lm, batch, tmp_path, lor
         policy = make_causal_lm()
         if lora:
             torch.manual_seed(seed)
-            policy = get_peft_model(policy, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=True))
+            policy = get_peft_model(
+                policy, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=True)
+            )
         model = ActorCritic(policy).eval()
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.value_head.weight)

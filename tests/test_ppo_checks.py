@@ -70,7 +70,9 @@ def test_missing_and_impossible_rewards_are_refused(args, make_causal_lm, make_c
         check(args, policy, rewards=[make_causal_lm()])
 
 
-def test_other_vocabularies_are_refused_unless_the_model_has_its_tokenizer(args, make_causal_lm, make_classifier, tokenizer):
+def test_other_vocabularies_are_refused_unless_the_model_has_its_tokenizer(
+    args, make_causal_lm, make_classifier, tokenizer
+):
     policy, judge = make_causal_lm(), make_classifier()
     judge.config.vocab_size += 1
     with pytest.raises(ValueError, match="ids, the policy .* needs `reward_processing_classes`"):
@@ -119,7 +121,9 @@ class WrongSign(KLEntropyReward):
 )
 def test_a_flipped_sign_of_the_reward_stops_the_run(tokenizer, signs, message):
     def build(**options):
-        return WrongSign([length_of], [1.0], Task("t", 3).bind(tokenizer), tokenizer, FixedKLController(0.1), **options)
+        return WrongSign(
+            [length_of], [1.0], Task("t", 3).bind(tokenizer), tokenizer, FixedKLController(0.1), **options
+        )
 
     scored = Scored(torch.ones(2), torch.ones(2), torch.ones(2, 1), torch.tensor([3, 3]), torch.ones(2).bool())
     logprobs = -torch.ones(2, 3)

@@ -11,12 +11,12 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-
 from trl_ziegler._compat import PPOTrainer
 from trl_ziegler.actor_critic import ActorCritic
 from trl_ziegler.optim import TFAdam
 from trl_ziegler.ppo_config import ZieglerPPOConfig
-from trl_ziegler.ppo_trainer import ZieglerPPOTrainer, in_optimizer_steps, once_per_update
+from trl_ziegler.ppo_loop import in_optimizer_steps, once_per_update
+from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 from trl_ziegler.reward_model import as_reward_model
 from trl_ziegler.tasks import Task
 
@@ -188,9 +188,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(train, tmp_path, make_causal
             return {"value_model": make_classifier(seed=3)}
         if kind == "lora":
             return {"peft_config": LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)}
-        return {"num_mini_batches": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2} if (
-            kind == "several minibatches"
-        ) else {}
+        return (
+            {"num_mini_batches": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+            if (kind == "several minibatches")
+            else {}
+        )
 
     settings = {"max_steps": 5, "kl_target": 0.1, "kl_horizon": 20, "save_strategy": "steps", "save_steps": 2}
     whole = train(**settings, **options())
@@ -217,7 +219,9 @@ def test_beta_follows_the_kl_of_the_rollout_and_the_logged_one_is_the_one_used(t
 
 def test_training_raises_the_reward(train):
     logs = training_logs(
-        train(max_steps=20, per_device_train_batch_size=12, kl_coef=0.0, task=Task("t", 6), lr_scheduler_type="constant")
+        train(
+            max_steps=20, per_device_train_batch_size=12, kl_coef=0.0, task=Task("t", 6), lr_scheduler_type="constant"
+        )
     )
     first, last = (np.mean([row["objective/scores"] for row in part]) for part in (logs[:3], logs[-3:]))
     assert last > first + 1
@@ -283,7 +287,9 @@ def test_saved_model_loads_and_the_policy_can_be_a_path(train, tmp_path, make_ca
 
 def test_evaluation_samples_held_out_prompts_without_touching_the_run(train):
     plain = train(max_steps=2)
-    evaluated = train(max_steps=2, eval_strategy="steps", eval_steps=1, evaluate_with={"a": eval_set(), "b": eval_set(3)})
+    evaluated = train(
+        max_steps=2, eval_strategy="steps", eval_steps=1, evaluate_with={"a": eval_set(), "b": eval_set(3)}
+    )
     assert_same_weights(plain, evaluated)
     first, second = evaluated.evaluate(), evaluated.evaluate()
     names = ("eval_a_objective/kl", "eval_b_objective/scores", "eval_a_objective/valid_share")

@@ -1,13 +1,17 @@
-"""The collator, the losses, and the trainer against TRL's, by hand, under resume, LoRA, chat and ties."""
+"""The trainer against TRL's, by hand, and on every format and loss."""
 
 import copy
+import json
 import math
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig
+from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from trl import RewardConfig, RewardTrainer
 
@@ -24,63 +28,8 @@ from trl_ziegler.reward_model import (
 from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer, DataCollatorForBestOfK
 
 
-@pytest.fixture
-def config(tmp_path):
-    """`config(**changes)`: a quiet configuration for the CPU."""
 
-    def make(cls=BestOfKRewardConfig, **changes):
-        settings = {
-            "output_dir": str(tmp_path / "out"),
-            "per_device_train_batch_size": 4,
-            "report_to": "none",
-            "use_cpu": True,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "logging_steps": 1,
-        }
-        return cls(**{**settings, **changes})
-
-    return make
-
-
-@pytest.fixture
-def make_trainer(make_classifier, tokenizer, config):
-    """`make_trainer(dataset, model=None, **config)`: a trainer on a random GPT-2 with a fresh head."""
-
-    def make(dataset, model=None, peft_config=None, eval_dataset=None, trainer_kwargs=None, **changes):
-        return BestOfKRewardTrainer(
-            model=as_reward_model(make_classifier(), fresh_head=True) if model is None else model,
-            args=config(**changes),
-            train_dataset=dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            **(trainer_kwargs or {}),
-        )
-
-    return make
-
-
-def records(n=8, k=4, seed=0, judgement="label"):
-    """Random tokenised records."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def ids(length):
-        return torch.randint(0, 300, (length,), generator=generator).tolist()
-
-    rows = {"prompt_ids": [ids(3 + i % 3) for i in range(n)], "completion_ids": []}
-    rows["completion_ids"] = [[ids(2 + (i + j) % 4) for j in range(k)] for i in range(n)]
-    rows[judgement] = [int(torch.randint(0, k, (1,), generator=generator)) for _ in range(n)]
-    return Dataset.from_dict(rows)
-
-
-def parameters_of(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def assert_same_parameters(first, second, **tolerance):
-    for name, parameter in first.items():
-        torch.testing.assert_close(second[name], parameter, **(tolerance or {"atol": 0, "rtol": 0}), msg=name)
+pytest_plugins = "reward_fixtures"
 
 
 class TestCollator:
@@ -114,56 +63,6 @@ class TestCollator:
         row = {"prompt_ids": [1], "completion_ids": [[2], [3, 4]], "label": 0}
         assert DataCollatorForBestOfK(pad_to_multiple_of=8)([row])["input_ids"].shape == (2, 8)
         assert DataCollatorForBestOfK(pad_to_multiple_of=3)([row])["input_ids"].shape == (2, 3)
-
-
-MASK = torch.tensor([[True, True, True], [True, True, False]])
-
-
-class TestLosses:
-    def test_a_label_tells_k_minus_one_pairs_and_a_ranking_all(self):
-        pairs = preferred_pairs({"labels": torch.tensor([1, 0])}, MASK)
-        assert pairs.nonzero().tolist() == [[0, 1, 0], [0, 1, 2], [1, 0, 1]]
-        pairs = preferred_pairs({"rankings": torch.tensor([[2, 0, 1], [1, 0, 0]])}, MASK)
-        assert pairs.nonzero().tolist() == [[0, 0, 1], [0, 2, 0], [0, 2, 1], [1, 1, 0]]
-
-    def test_tied_scores_give_no_pair(self):
-        pairs = preferred_pairs({"scores": torch.tensor([[2.0, 2.0, 1.0], [0.0, 1.0, 9.0]])}, MASK)
-        assert pairs.nonzero().tolist() == [[0, 0, 2], [0, 1, 2], [1, 1, 0]]
-
-    def test_best_candidates_of_every_judgement(self):
-        assert best_candidates({"labels": torch.tensor([1, 0])}, MASK).nonzero().tolist() == [[0, 1], [1, 0]]
-        assert best_candidates({"rankings": torch.tensor([[2, 0, 1], [1, 0, 0]])}, MASK).nonzero().tolist() == [
-            [0, 2],
-            [1, 1],
-        ]
-        scores = torch.tensor([[2.0, 2.0, 1.0], [-1.0, -2.0, 0.0]])
-        assert best_candidates({"scores": scores}, MASK).nonzero().tolist() == [[0, 0], [0, 1], [1, 0]]
-
-    def test_pairwise_by_hand_weighs_records_alike(self):
-        rewards = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 50.0]])
-        pairs = preferred_pairs({"labels": torch.tensor([1, 0])}, MASK)
-        expected = ((math.log1p(math.exp(-1)) + math.log1p(math.exp(2))) / 2 + math.log1p(math.exp(-2))) / 2
-        assert pairwise_loss(rewards, pairs).item() == pytest.approx(expected)
-
-    def test_pairwise_on_a_full_ranking_is_the_ranking_loss(self):
-        rewards = torch.tensor([[0.3, -1.0, 2.0], [0.7, 0.1, 9.0]])
-        judgement = {"rankings": torch.tensor([[2, 0, 1], [1, 0, 0]])}
-        losses = [preference_loss(loss_type, rewards, judgement, MASK) for loss_type in ("ranking", "pairwise")]
-        torch.testing.assert_close(*losses)
-        untied = {"scores": torch.tensor([[2.0, 1.0, 3.0], [0.0, 1.0, 0.0]])}
-        torch.testing.assert_close(preference_loss("ranking", rewards, untied, MASK), losses[0])
-
-    def test_margin_is_taken_off_the_labelled_reward(self):
-        rewards, mask = torch.tensor([[1.0, 0.2], [0.5, 2.0]]), torch.ones(2, 2, dtype=torch.bool)
-        judgement = {"labels": torch.tensor([0, 1]), "margin": torch.tensor([0.3, 1.0])}
-        expected = -logsigmoid(torch.tensor([1.0 - 0.2 - 0.3, 2.0 - 0.5 - 1.0])).mean()
-        for loss_type in ("best_of_k", "pairwise"):
-            torch.testing.assert_close(preference_loss(loss_type, rewards, judgement, mask), expected)
-
-    def test_scalar_is_the_squared_error_of_present_candidates(self):
-        rewards = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 50.0]])
-        judgement = {"scores": torch.tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]])}
-        assert preference_loss("scalar", rewards, judgement, MASK).item() == pytest.approx((1 + 0 + 4 + 0 + 4) / 5)
 
 
 class TestEqualToTRL:
@@ -306,6 +205,19 @@ class TestTraining:
         metrics = trainer.evaluate()
         assert math.isfinite(metrics["eval_loss"]) and math.isfinite(trainer.state.log_history[0]["loss"])
 
+    def test_centring_takes_the_mean_over_present_candidates(self, make_trainer, monkeypatch):
+        """Rewards (2, 0, 1) and (1, 4): means 1 and 2.5, so (2² + 5²) / 2 = 14.5 on top, times the coefficient."""
+        columns = {"prompt_ids": [[1], [2]], "completion_ids": [[[3], [4], [6]], [[7], [8]]], "label": [0, 0]}
+        rewards = torch.tensor([2.0, 0.0, 1.0, 1.0, 4.0])[:, None, None]
+        losses = []
+        for coefficient in (None, 0.1):
+            trainer = make_trainer(Dataset.from_dict(columns), center_rewards_coefficient=coefficient)
+            monkeypatch.setattr(trainer.model.score, "forward", lambda hidden: rewards)
+            losses.append(
+                trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset))).item()
+            )
+        assert losses[1] - losses[0] == pytest.approx(1.45, abs=1e-5)
+
     def test_text_records_train_without_an_eos(self, make_trainer, tokenizer):
         columns = {"prompt": ["she"] * 4, "completions": [[" saw", " loved", " hated"]] * 4, "label": [0, 1, 2, 1]}
         trainer = make_trainer(Dataset.from_dict(columns))
@@ -402,167 +314,3 @@ class TestMetrics:
 
 def _random_logits(n):
     return type("Output", (), {"logits": torch.randn(n, 1)})
-
-
-class TestResume:
-    @pytest.mark.parametrize("adapter", [False, True])
-    def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-        self, make_trainer, make_causal_lm, tmp_path, adapter
-    ):
-        make_causal_lm().save_pretrained(tmp_path / "base")
-        peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True) if adapter else None
-        settings = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "model": str(tmp_path / "base")}
-        settings["peft_config"] = peft_config
-        whole = make_trainer(records(16), **settings, output_dir=str(tmp_path / "a"))
-        whole.train()
-        resumed = make_trainer(records(16), **settings, output_dir=str(tmp_path / "b"))
-        resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-        assert reward_head(whole.model).gain.item() != 1.0
-        assert_same_parameters(parameters_of(whole.model), parameters_of(resumed.model))
-        losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (whole, resumed)]
-        assert losses[0] == losses[1]
-
-    def test_best_model_is_loaded_with_its_own_head(self, make_trainer):
-        trainer = make_trainer(
-            records(16),
-            eval_dataset=records(4, seed=1),
-            save_strategy="steps",
-            eval_strategy="steps",
-            save_steps=1,
-            eval_steps=1,
-            learning_rate=3e-2,
-            load_best_model_at_end=True,
-        )
-        trainer.train()
-        losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
-        assert losses[-1] != min(losses)
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
-
-    def test_checkpoint_is_an_ordinary_reward_model(self, make_trainer):
-        trainer = make_trainer(records(8), save_strategy="epoch", learning_rate=1e-2)
-        trainer.train()
-        loaded = load_reward_model(f"{trainer.args.output_dir}/checkpoint-2")
-        pairs = [[[1, 2], [3]], [[4, 5, 6], [7]]]
-        torch.testing.assert_close(score_token_ids(loaded, *pairs), score_token_ids(trainer.model, *pairs))
-
-    def test_checkpoint_without_its_head_is_refused(self, make_trainer, tmp_path):
-        trainer = make_trainer(records(8), save_strategy="epoch")
-        trainer.train()
-        (tmp_path / "out" / "checkpoint-2" / "reward_head.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match="not a complete checkpoint of a reward model"):
-            trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-
-
-class TestModels:
-    def test_path_without_a_head_gets_one_seeded_with_the_run(self, make_trainer, make_causal_lm, tmp_path):
-        make_causal_lm().save_pretrained(tmp_path / "base")
-        trainers = [make_trainer(records(), model=str(tmp_path / "base"), seed=seed) for seed in (1, 1, 2)]
-        weights = [reward_head(trainer.model).weight for trainer in trainers]
-        assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-
-    def test_model_object_keeps_its_head(self, make_trainer, make_classifier):
-        model = make_classifier()
-        weight = model.score.weight.clone()
-        assert torch.equal(reward_head(make_trainer(records(), model=model).model).weight, weight)
-
-    def test_tokenizer_is_found_beside_the_model(self, make_causal_lm, tokenizer, config, tmp_path):
-        make_causal_lm().save_pretrained(tmp_path / "base")
-        tokenizer.save_pretrained(tmp_path / "base")
-        columns = {"prompt": ["she"], "completions": [[" saw", " was"]], "label": [1]}
-        trainer = BestOfKRewardTrainer(str(tmp_path / "base"), config(), train_dataset=Dataset.from_dict(columns))
-        assert trainer.processing_class.decode(trainer.train_dataset[0]["prompt_ids"]) == "she"
-
-    def test_model_init_kwargs_reach_the_model(self, make_trainer, make_causal_lm, tmp_path):
-        make_causal_lm().save_pretrained(tmp_path / "base")
-        kwargs = {"attn_implementation": "eager"}
-        trainer = make_trainer(records(), model=str(tmp_path / "base"), model_init_kwargs=kwargs)
-        assert trainer.model.config._attn_implementation == "eager"
-        assert trainer.args.model_init_kwargs == kwargs
-
-    def test_lora_trains_and_saves_head_and_adapter_only(self, make_trainer, make_causal_lm, tmp_path):
-        make_causal_lm().save_pretrained(tmp_path / "base")
-        peft_config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
-        trainer = make_trainer(records(), model=str(tmp_path / "base"), peft_config=peft_config, learning_rate=1e-2)
-        assert peft_config.modules_to_save is None  # the user's object is left alone
-        before = parameters_of(trainer.model)
-        trainer.train()
-        moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
-        assert moved and all("lora" in n or "score.modules_to_save.default" in n for n in moved)
-        assert {"weight", "gain"} <= {n.rsplit(".", 1)[1] for n in moved if "score" in n}
-        trainer.save_model(str(tmp_path / "adapter"))
-        loaded = load_reward_model(tmp_path / "adapter")
-        pairs = [[[1, 2], [3]], [[4, 5, 6], [7]]]
-        torch.testing.assert_close(score_token_ids(loaded, *pairs), score_token_ids(trainer.model, *pairs))
-
-    def test_adapter_folder_can_be_trained_further(self, make_trainer, make_causal_lm, tmp_path):
-        make_causal_lm().save_pretrained(tmp_path / "base")
-        config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
-        make_trainer(records(), model=str(tmp_path / "base"), peft_config=config).save_model(str(tmp_path / "adapter"))
-        trainer = make_trainer(records(), model=str(tmp_path / "adapter"), learning_rate=1e-2)
-        before = parameters_of(trainer.model)
-        trainer.train()
-        assert any("lora" in n and not torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
-
-    def test_training_forgets_a_normalisation_and_evaluating_does_not(self, make_trainer):
-        trainer = make_trainer(records(4), eval_dataset=records(4))
-        normalize_reward_model(trainer.model, [[1, 2], [3]], [[4], [5, 6]])
-        trainer.evaluate()
-        assert is_normalized(trainer.model)
-        trainer.train()
-        assert not is_normalized(trainer.model)
-
-    def test_model_card_names_the_paper(self, make_trainer, tmp_path):
-        trainer = make_trainer(records(4))
-        trainer.create_model_card()
-        assert "1909.08593" in (tmp_path / "out" / "README.md").read_text()
-
-
-class TestConfig:
-    def test_changed_and_added_fields(self, config):
-        added = {f.name for f in fields(BestOfKRewardConfig)} - {f.name for f in fields(RewardConfig)}
-        assert added == {"loss_type", "optimizer"}
-        args = config()
-        assert (args.bf16, bool(args.gradient_checkpointing), args.num_train_epochs) == (False, False, 1)
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"pad_token": "x"}, "`pad_token` is 'x', which this trainer does not use: masks go by length"),
-            ({"eos_token": "x"}, "`eos_token` is 'x'"),
-            ({"trust_remote_code": True}, "`trust_remote_code` is True"),
-            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),
-            ({"label_names": ["x"]}, "`label_names` is"),
-            ({"loss_type": "dpo"}, "`loss_type` is 'dpo'; it can be 'best_of_k' or 'ranking'"),
-            ({"optimizer": "sgd"}, "`optimizer` is 'sgd'; it can be 'hf' or 'tf_adam'"),
-            ({"max_length": 0}, "`max_length` is 0; give at least 1"),
-            ({"optimizer": "tf_adam", "weight_decay": 0.1}, "`weight_decay` is 0.1, which `optimizer='tf_adam'`"),
-            ({"optimizer": "tf_adam", "adam_epsilon": 1e-6}, "`adam_epsilon` is 1e-06"),
-        ],
-    )
-    def test_refused_values_are_named(self, config, changes, message):
-        with pytest.raises(ValueError, match=message):
-            config(**changes)
-
-    def test_tf_adam_takes_the_configured_rate_and_betas(self, make_trainer):
-        trainer = make_trainer(records(), optimizer="tf_adam", learning_rate=2e-3, adam_beta1=0.8, adam_beta2=0.9)
-        group = trainer.create_optimizer().param_groups[0]
-        assert (group["lr"], group["betas"], group["eps"]) == (2e-3, (0.8, 0.9), 1e-5)
-
-    def test_two_optimizers_are_refused(self, make_trainer):
-        kwargs = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1})}
-        with pytest.raises(ValueError, match="are both given; give one of them"):
-            make_trainer(records(), optimizer="tf_adam", trainer_kwargs=kwargs)
-
-    def test_loading_options_for_a_loaded_model_are_refused(self, make_trainer):
-        with pytest.raises(ValueError, match="`model_init_kwargs` is given, but `model` is loaded already"):
-            make_trainer(records(), model_init_kwargs={"dtype": "float32"})
-
-    def test_prompt_learning_is_refused(self, make_trainer):
-        with pytest.raises(ValueError, match="`peft_config` is PROMPT_TUNING"):
-            make_trainer(records(), peft_config=PromptTuningConfig(num_virtual_tokens=2))
-
-    def test_records_beyond_the_models_context_are_refused(self, make_trainer):
-        rows = records(2)
-        rows = rows.map(lambda row: {"prompt_ids": [1] * 260})
-        with pytest.raises(ValueError, match="the model reads 256; lower `max_length`"):
-            make_trainer(rows)

@@ -94,7 +94,9 @@ def test_functions_are_weighted_and_none_counts_as_nothing(tokenizer, texts):
 
 def test_reward_is_the_score_at_the_end_minus_beta_times_the_log_ratio(tokenizer):
     reward = build(tokenizer, [len], task=Task("t", 3), kl_coef=0.5)
-    scored = Scored(torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([1]), torch.tensor([True]))
+    scored = Scored(
+        torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([1]), torch.tensor([True])
+    )
     logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-2.0, -2.0, -1.0]])
     shaped = reward.shape(scored, logprobs, ref_logprobs)
     torch.testing.assert_close(shaped.kl_reward, torch.tensor([[-0.5, 0.0, 1.0]]))
@@ -105,7 +107,9 @@ def test_reward_is_the_score_at_the_end_minus_beta_times_the_log_ratio(tokenizer
 
 def test_in_the_eos_regime_the_score_lands_on_the_last_token_kept(tokenizer):
     reward = build(tokenizer, [len], task=Task("t", 3, regime="eos", truncate_token="."), kl_coef=0.5)
-    scored = Scored(torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([2]), torch.tensor([True]))
+    scored = Scored(
+        torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([2]), torch.tensor([True])
+    )
     shaped = reward.shape(scored, torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-2.0, -2.0, -1.0]]))
     torch.testing.assert_close(shaped.rewards, torch.tensor([[-0.5, 2.0, 0.0]]))
     assert shaped.mask.tolist() == [[True, True, False]]

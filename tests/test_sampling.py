@@ -25,7 +25,6 @@ def test_draws_follow_the_distribution():
     assert chi_square < 13.8  # 99.9 % quantile at two degrees of freedom
 
 
-
 def test_a_uniform_number_at_the_very_end_still_draws_a_possible_token(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.ones(*size))
     logits = torch.tensor([[0.0, 1.0, float("-inf"), float("-inf")]])

@@ -90,7 +90,9 @@ class ActorCritic(nn.Module):
         """
         return self._run(input_ids, attention_mask, 1, use_cache=True, past_key_values=cache)
 
-    def _run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **cache: Any) -> ActorCriticOutput:
+    def _run(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **cache: Any
+    ) -> ActorCriticOutput:
         inputs = model_inputs(input_ids, attention_mask)
         out = self.policy(**inputs, logits_to_keep=keep, **{"use_cache": False, **cache})
         if self.value_model is None:

@@ -93,7 +93,9 @@ def _check_scalar_models(models: Sequence[PreTrainedModel]) -> None:
 
 def _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers) -> None:
     size = policy.config.get_text_config().vocab_size
-    shared = [r for r, own in zip(rewards, own_tokenizers, strict=True) if isinstance(r, torch.nn.Module) and own is None]
+    shared = [
+        r for r, own in zip(rewards, own_tokenizers, strict=True) if isinstance(r, torch.nn.Module) and own is None
+    ]
     for model in [ref_model, value_model, *shared]:
         if model is not None and model.config.get_text_config().vocab_size != size:
             raise ValueError(

@@ -71,7 +71,8 @@ class ZieglerPPOConfig(PPOConfig):
         default="global", metadata={"help": "Whiten over the minibatches of all processes, or of each alone."}
     )
     value_init: Literal["zero", "reward"] = field(
-        default="zero", metadata={"help": "Without value_model: zero head on the trunk, or a copy of the reward model."}
+        default="zero",
+        metadata={"help": "Without value_model: zero head on the trunk, or a copy of the reward model."},
     )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; 0 only logs it."}

@@ -10,10 +10,8 @@ Axis letters: B episodes of this process, Q context tokens, T response tokens, V
 
 import contextlib
 import copy
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -34,8 +31,9 @@ from .kl_control import AdaptiveKLController, FixedKLController
 from .optim import TFAdam
 from .ppo_checks import build_task, check_setup, check_sign_of_reward, check_start, list_of
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
+from .ppo_loop import UpdateLoop, in_optimizer_steps
 from .ppo_statistics import loss_statistics, rollout_statistics
-from .queries import QueryCollator, UpdateSampler, extra_columns, prepare_queries, raw_queries, with_responses
+from .queries import QueryCollator, extra_columns, prepare_queries, raw_queries, with_responses
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
 from .rollout import MicroBatch, Rollout, micro_batches
 from .sampling import Samples, sample
@@ -43,19 +41,16 @@ from .tasks import Task
 
 logger = get_logger(__name__)
 
-STATE_FILE = "ppo_state.json"
-GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
 RANK_SEED_OFFSET = 100003  # openai/lm-human-preferences, utils/core.py:set_mpi_seed
 
 
-class ZieglerPPOTrainer(PPOTrainer):
+class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     """TRL's `PPOTrainer` signature on `transformers.Trainer`'s loop, with the method of Ziegler et al. 2019.
 
     The parent's constructor and `train` are not used (its loop has no seam); its type, signature and model card are.
-    Overridden on `Trainer`: `get_train_dataloader` (each batch of queries is repeated for its update),
-    `_prepare_inputs` (rollouts), `compute_loss`, `evaluation_loop` (sampling), `create_optimizer`/`create_scheduler`
-    (the reference's Adam; the rate changes once an update), `_maybe_log_save_evaluate` (acts at update boundaries),
-    `log`, and saving and loading.
+    Overridden on `Trainer` here: `_prepare_inputs` (rollouts), `compute_loss`, `evaluation_loop` (sampling), `log`. In
+    [`UpdateLoop`]: `get_train_dataloader` (each batch of queries is repeated for its update), `create_scheduler` (the
+    rate changes once an update), `_maybe_log_save_evaluate` (acts at update boundaries), and saving and loading.
 
     Args:
         args: Configuration. The trainer keeps a copy in which `max_steps`, `logging_steps`, `save_steps` and
@@ -119,10 +114,15 @@ class ZieglerPPOTrainer(PPOTrainer):
                 disable_dropout_in_model(module)
 
         self.task = build_task(args, task, processing_class).bind(processing_class)
-        self._query_options = {"task": self.task, "context_limit": context_limit(policy), "num_proc": args.dataset_num_proc}
+        self._query_options = {
+            "task": self.task,
+            "context_limit": context_limit(policy),
+            "num_proc": args.dataset_num_proc,
+        }
         train_dataset = prepare_queries(train_dataset, processing_class, name="train_dataset", **self._query_options)
         self.plan = UpdatePlan.from_config(args, len(train_dataset))
         args = in_optimizer_steps(args, self.plan)
+        # Past the parent's constructor, which sets up the loop that is not used.
         super(PPOTrainer, self).__init__(
             model=ActorCritic(policy, value_model),
             args=args,
@@ -258,9 +258,7 @@ class ZieglerPPOTrainer(PPOTrainer):
     ) -> Samples:
         rollout_ids, rollout_mask = with_responses(ids, mask, samples.responses)
         out = model(rollout_ids, rollout_mask, samples.responses.shape[1])
-        logprobs, _ = token_logprobs_and_entropy(
-            out.logits, samples.responses, temperature=self.task.task.temperature
-        )
+        logprobs, _ = token_logprobs_and_entropy(out.logits, samples.responses, temperature=self.task.task.temperature)
         return Samples(samples.responses, logprobs, out.values.float())
 
     def _reference_logprobs(self, batch: dict[str, Any], responses: torch.Tensor) -> torch.Tensor:
@@ -322,9 +320,7 @@ class ZieglerPPOTrainer(PPOTrainer):
         """Average the statistics of the update's optimiser steps over steps and processes (E11)."""
         names = list(self._step_sums)
         sums = torch.stack([torch.stack(parts).sum() for parts in self._step_sums.values()])
-        means = dict(
-            zip(names, self._mean_over_processes(sums.float() / self.plan.steps_per_update), strict=True)
-        )
+        means = dict(zip(names, self._mean_over_processes(sums.float() / self.plan.steps_per_update), strict=True))
         error, variance = means.pop("value_error"), means["val/return_var"]
         means["val/explained_variance"] = 1 - error / variance if variance > 0 else float("nan")
         self._update_logs[-1].update(means)
@@ -392,120 +388,6 @@ class ZieglerPPOTrainer(PPOTrainer):
         if isinstance(data, dict):
             return {name: self._prepare_eval(part, tokenizer) for name, part in data.items()}
         return prepare_queries(data, tokenizer, name="eval_dataset", **self._query_options)
-
-    # ---- The loop: data, optimiser, update boundaries ------------------------------------------------------------------
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of one update's queries per process, each repeated for every micro-batch of its update."""
-        return self._get_dataloader(
-            dataset=self.train_dataset,
-            description="Training",
-            batch_size=self.plan.local_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> UpdateSampler:
-        args, plan = self.args, self.plan
-        return UpdateSampler(
-            self.train_dataset if train_dataset is None else train_dataset,
-            mini_repeat_count=1,
-            batch_size=plan.batch_size,
-            repeat_count=plan.steps_per_update * plan.micro_batches_per_step,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        )
-
-    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
-        return dataset  # every column reaches the reward functions
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """`lr_scheduler_type` over updates instead of optimiser steps: constant within an update (E9)."""
-        created_here = self.lr_scheduler is None
-        steps = self.plan.steps_per_update
-        scheduler = super().create_scheduler(num_training_steps // steps, optimizer)
-        if created_here:
-            if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-                raise ValueError(
-                    f"`lr_scheduler_type` is {self.args.lr_scheduler_type!r}, which is no function of the step; use one "
-                    "that is, such as 'linear', 'cosine' or 'constant'."
-                )
-            scheduler.lr_lambdas = [once_per_update(rate, steps) for rate in scheduler.lr_lambdas]
-        return scheduler
-
-    @property
-    def _at_update_boundary(self) -> bool:
-        return self.state.global_step % self.plan.steps_per_update == 0
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log, save, evaluate and stop only between updates, where no rollout is under way."""
-        flags = ("should_log", "should_save", "should_evaluate", "should_training_stop", "should_epoch_stop")
-        if not self._at_update_boundary:
-            for flag in flags:
-                self._deferred[flag] = self._deferred.get(flag, False) or getattr(self.control, flag)
-                setattr(self.control, flag, False)
-            return
-        for flag in flags:
-            setattr(self.control, flag, getattr(self.control, flag) or self._deferred.pop(flag, False))
-        if self._step_sums:
-            self._finish_update()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    # ---- Saving and loading --------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Policy, value function, tokenizer and arguments, in formats that load without pickle."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-        (folder / "training_args.json").write_text(self.args.to_json_string())
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Besides the library's random states: this process's generators, and beta."""
-        super()._save_rng_state(output_dir)
-        states = {"sampling": self._sampling_generator, "permutation": self._permutation_generator}
-        file = Path(output_dir, GENERATOR_FILE.format(rank=self.args.process_index))
-        save_file({name: generator.get_state() for name, generator in states.items()}, file)
-        if self.args.should_save:
-            Path(output_dir, STATE_FILE).write_text(json.dumps({"kl_controller": self.kl_controller.state_dict()}))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        states = load_file(Path(checkpoint, GENERATOR_FILE.format(rank=self.args.process_index)))
-        self._sampling_generator.set_state(states["sampling"])
-        self._permutation_generator.set_state(states["permutation"])
-        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
-        self.kl_controller.load_state_dict(state["kl_controller"])
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.accelerator.unwrap_model(self.model).load_checkpoint(resume_from_checkpoint)
-        self._start_unchecked = False  # the policy has moved away from the reference
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def in_optimizer_steps(args: ZieglerPPOConfig, plan: UpdatePlan) -> ZieglerPPOConfig:
-    """A copy of `args` as `Trainer`'s loop reads them: intervals in optimiser steps, accumulation per optimiser step.
-
-    Intervals below 1 are shares of the run and stay.
-    """
-    args = copy.copy(args)
-    args.max_steps = plan.updates * plan.steps_per_update
-    args.gradient_accumulation_steps = plan.micro_batches_per_step
-    args.per_device_train_batch_size = plan.micro_batch_size
-    for name in ("logging_steps", "save_steps", "eval_steps"):
-        interval = getattr(args, name)
-        if interval is not None and interval >= 1:
-            setattr(args, name, int(interval * plan.steps_per_update))
-    return args
-
-
-def once_per_update(rate: Callable[[int], float], steps_per_update: int) -> Callable[[int], float]:
-    """A learning-rate rule of the update turned into one of the optimiser step."""
-    return lambda step: rate(step // steps_per_update)
 
 
 def context_limit(policy: PreTrainedModel) -> int:

@@ -6,7 +6,7 @@ R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)) (Ziegler et al. 2019, section 2
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,9 +101,7 @@ class KLEntropyReward:
         raw = (parts.nan_to_num() * weights).sum(1).to(responses.device)
         return Scored(self.task.penalize(raw, valid), raw, parts, lengths, valid)
 
-    def shape(
-        self, scored: Scored, logprobs: torch.Tensor, ref_logprobs: torch.Tensor
-    ) -> ShapedRewards:
+    def shape(self, scored: Scored, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> ShapedRewards:
         """Per-token rewards of the sampled tokens.
 
         Args:
@@ -115,9 +113,7 @@ class KLEntropyReward:
         shaped = kl_entropy_rewards(scored.scores, logprobs, ref_logprobs, self.controller.value, mask=mask)
         return ShapedRewards(*shaped, mask)
 
-    def _part(
-        self, i: int, queries: list[list[int]], cut: list[list[int]], columns: dict[str, list]
-    ) -> torch.Tensor:
+    def _part(self, i: int, queries: list[list[int]], cut: list[list[int]], columns: dict[str, list]) -> torch.Tensor:
         function, own_tokenizer = self.functions[i], self.processing_classes[i]
         if isinstance(function, torch.nn.Module):
             if own_tokenizer is not None:

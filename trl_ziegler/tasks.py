@@ -58,7 +58,9 @@ class Task:
         if self.response_length < 1:
             raise ValueError(f"`response_length` is {self.response_length}; give at least 1 token.")
         if not self.temperature > 0:
-            raise ValueError(f"`temperature` is {self.temperature}; give a value above 0 (1.0 samples the model itself).")
+            raise ValueError(
+                f"`temperature` is {self.temperature}; give a value above 0 (1.0 samples the model itself)."
+            )
         if not 0 <= self.truncate_after < self.response_length:
             raise ValueError(
                 f"`truncate_after` is {self.truncate_after}, outside the response's indices 0 to "

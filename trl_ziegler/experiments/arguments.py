@@ -43,7 +43,8 @@ class RecipeArguments:
     )
     documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
     reviews: str | None = field(
-        default=None, metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."}
+        default=None,
+        metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."},
     )
     judge_model: str | None = field(
         default=None,
@@ -66,7 +67,9 @@ class RecipeArguments:
     cpu_threads: int | None = field(
         default=None, metadata={"help": "Threads of torch on a CPU; default all cores divided by the processes."}
     )
-    report_to: str = field(default="none", metadata={"help": "Trackers, as in any HF script: none, tensorboard, wandb…"})
+    report_to: str = field(
+        default="none", metadata={"help": "Trackers, as in any HF script: none, tensorboard, wandb…"}
+    )
     task: dict | str | None = field(
         default=None, metadata={"help": "Section: fields of Task that differ (--task.response_length 16)."}
     )
@@ -77,7 +80,8 @@ class RecipeArguments:
         default=None, metadata={"help": "Section: TrainingArguments of the sentiment classifier."}
     )
     sft: dict | str | None = field(
-        default=None, metadata={"help": "Section: SFTConfig of the start model's training; empty uses `model` as it is."}
+        default=None,
+        metadata={"help": "Section: SFTConfig of the start model's training; empty uses `model` as it is."},
     )
     reward: dict | str | None = field(default=None, metadata={"help": "Section: BestOfKRewardConfig."})
     policy: dict | str | None = field(default=None, metadata={"help": "Section: ZieglerPPOConfig."})

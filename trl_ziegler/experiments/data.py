@@ -22,7 +22,9 @@ def load_rows(source: str, *, split: str = "train") -> Dataset:
     suffix = (path.suffixes[-2:-1] or [""])[0] if path.suffix == ".gz" else path.suffix
     if suffix in BUILDERS:
         if not path.is_file():
-            raise FileNotFoundError(f"{source} does not exist; give a file, the folder of a saved dataset, or a hub id.")
+            raise FileNotFoundError(
+                f"{source} does not exist; give a file, the folder of a saved dataset, or a hub id."
+            )
         return load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         saved = load_from_disk(source)

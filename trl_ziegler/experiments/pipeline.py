@@ -128,7 +128,11 @@ def hash_of(values: Any) -> str:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     packages = ("torch", "transformers", "trl", "accelerate", "datasets", "peft")
-    return {"trl_ziegler": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {
+        "trl_ziegler": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -25,9 +25,9 @@ from trl import SFTConfig, SFTTrainer
 
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
+from ..metrics import BestOfKAccuracy
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
-from ..metrics import BestOfKAccuracy
 from ..reward_model import is_normalized, load_reward_model, normalize_reward_model, score_token_ids
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import KLEntropyReward
@@ -296,7 +296,9 @@ class StyleExperiment:
             raise ValueError("The reward model is not normalised; run the stage 'reward' again.")
         return [model, self.judge()], [1.0, 0.0]
 
-    def _queries(self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int) -> list[list[int]]:
+    def _queries(
+        self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int
+    ) -> list[list[int]]:
         documents = tokenizer(self.world.documents(split), add_special_tokens=False)["input_ids"]
         queries = [query for ids in documents if (query := task.query(ids)) is not None]
         if len(queries) < needed:

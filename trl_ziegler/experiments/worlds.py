@@ -20,7 +20,9 @@ from .arguments import RecipeArguments, section_config
 from .data import load_rows
 
 HELD_OUT_SHARE = 0.1
-DOCUMENT_SEED = 0  # the order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)
+DOCUMENT_SEED = (
+    0  # the order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)
+)
 
 
 @dataclass

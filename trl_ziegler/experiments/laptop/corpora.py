@@ -70,7 +70,7 @@ def _draw(make: Callable[[], list[str]], split: str) -> str:
 
 
 def _passage(rng: random.Random) -> list[str]:
-    scene = Scene(rng, vividness=rng.betavariate(0.7, 1.1))
+    scene = Scene(rng, vividness=rng.random())
     mood = rng.choice(list(MOODS))
     sentences = []
     for _ in range(rng.randint(3, 6)):
@@ -81,7 +81,7 @@ def _passage(rng: random.Random) -> list[str]:
 
 
 def _review(rng: random.Random, stars: int, banned: frozenset[str]) -> list[str]:
-    scene = Scene(rng, vividness=rng.betavariate(0.7, 1.1), banned=banned)
+    scene = Scene(rng, vividness=rng.random(), banned=banned)
     sentences = [sentence(scene, REVIEW, _sign(rng, stars) * scene.chance(0.8)) for _ in range(rng.randint(1, 3))]
     if len(sentences) == 1 or scene.chance(0.3):
         sentences.append(finish(scene.pick(VERDICTS[_sign(rng, stars)])))

@@ -6,7 +6,7 @@ Both work on any English text, so they also judge what a model wrote; unknown wo
 from . import words as w
 from .grammar import tokens
 
-POLARITY = w.polarities() | {"enjoy": 1, "like": 1}
+POLARITY = w.polarities()
 VIVID = frozenset(w.COLOURS + w.TEXTURES + w.MANNERS)
 DIMINISHING = frozenset(phrase.split()[-1] for phrase in w.DIMINISHERS)
 NEGATION, INTENSIFIED, DIMINISHED, CONCEDED = -0.5, 1.5, 0.5, 0.5
