@@ -127,9 +127,10 @@ class TestRanking:
         assert gradient(lambda r: fn.ranking_loss(r, rankings, mask=mask), rewards).isfinite().all()
 
     def test_candidates_may_be_missing_anywhere(self):
-        mask, rankings = torch.tensor([[0, 1, 1]]), torch.tensor([[2, 1, 0]])
-        loss = fn.ranking_loss(f64([9, 1, 4]), rankings, mask=mask)
-        assert_close(loss, -F.logsigmoid(f64(3)).squeeze())
+        rewards, mask, rankings = f64([NAN, 1, 4]), torch.tensor([[0, 1, 1]]), torch.tensor([[2, 1, 0]])
+        assert_close(fn.ranking_loss(rewards, rankings, mask=mask), -F.logsigmoid(f64(3)).squeeze())
+        slope = torch.sigmoid(f64(-3)).item()
+        assert_close(gradient(lambda r: fn.ranking_loss(r, rankings, mask=mask), rewards), f64([0, slope, -slope]))
 
     def test_constant_added_to_all_rewards_changes_nothing(self):
         rewards, rankings = normal(2, 4), torch.tensor([[3, 1, 0, 2], [0, 1, 2, 3]])

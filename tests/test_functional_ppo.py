@@ -58,8 +58,10 @@ class TestMeansAndMoments:
         assert [float(x) for x in fn.moments(f64(0, 4, 99), mask=torch.tensor([1, 1, 0]))] == [2.0, 2.0, 4.0]
         assert [float(x) for x in fn.moments(f64(NAN), mask=torch.tensor([0]))] == [0.0, 0.0, 0.0]
 
-    def test_moments_can_be_stacked(self):
-        assert torch.stack(fn.moments(torch.ones(3), mask=torch.tensor([1, 1, 0]))).dtype == torch.float32
+    @pytest.mark.parametrize("mask", [None, torch.tensor([1, 1, 0])])
+    def test_moments_have_one_dtype(self, mask):
+        for dtype in (torch.float32, torch.float64):
+            assert {x.dtype for x in fn.moments(torch.ones(3, dtype=dtype), mask=mask)} == {dtype}
 
     def test_merged_moments_are_those_of_the_union(self):
         groups = [normal(5), 3 + 2 * normal(2, seed=1), f64(NAN), normal(9, seed=2)]

@@ -145,9 +145,12 @@ class TestSentimentScorer:
         scorer = SentimentScorer(BertForSequenceClassification(config), tokenizer)
         assert scorer.score_texts(TEXTS) == pytest.approx([scorer.score_texts([t])[0] for t in TEXTS], abs=1e-5)
 
-    def test_final_eos_is_read_and_the_config_is_left_as_it_was(self, make_classifier, tokenizer):
+    @pytest.mark.parametrize("final", ["<|endoftext|>", "!"])  # "!" is id 0
+    def test_final_token_is_read_whatever_its_id_and_the_config_is_left_as_it_was(
+        self, make_classifier, tokenizer, final
+    ):
         model = make_classifier("gpt2", num_labels=1).eval()
-        text = TEXTS[0] + tokenizer.eos_token
+        text = TEXTS[0] + final
         expected = model(torch.tensor([tokenizer(text)["input_ids"]])).logits.item()
         scores = SentimentScorer(model, tokenizer).score_texts([text, *TEXTS])
         assert scores[0] == pytest.approx(expected, abs=1e-5)

@@ -135,6 +135,7 @@ class TestTrueSentiment:
             ("The soup was very cold.", -1.5),
             ("The lemonade was not cold.", -0.5),
             ("The cold key was on the table.", 0.0),
+            ("The lemonade and the soup were cold.", -1.0),  # the nearer noun
             ("The soup was cold, but the bread was warm.", 0.5),  # -0.5 + 1: each by its own noun
             ("She was happy. He cried. They left.", 0.0),
             ("SHE WAS HAPPY. He was glad", 2.0),  # any case, and an unfinished sentence counts

@@ -2,15 +2,12 @@
 
 import gzip
 import json
-import logging
 
 import pytest
-from datasets import Dataset, IterableDataset
-from tokenizers.processors import TemplateProcessing
+from datasets import Dataset
 
 from trl_ziegler.openai_labels import load_openai_labels, save_openai_labels
-from trl_ziegler.preference_data import prepare_preferences, tokenize_prompt, tokenize_prompt_completion
-
+from trl_ziegler.preference_data import prepare_preferences
 
 PAD = 50259
 
@@ -91,7 +88,7 @@ class TestOpenAILabels:
             load_openai_labels(tmp_path / "labels.json")
 
     def test_saving_refuses_what_does_not_fit(self, tmp_path):
-        dataset = Dataset.from_dict(three("label", 1))
+        dataset = Dataset.from_dict({"prompt_ids": [[1, 2]], "completion_ids": [[[3], [4, 5]]], "label": [1]})
         with pytest.raises(ValueError, match="Record 0: `prompt_ids` has 2 tokens, more than the width 1"):
             save_openai_labels(dataset, tmp_path / "x.json", query_length=1, response_length=3)
         mixed = Dataset.from_dict(

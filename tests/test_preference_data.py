@@ -1,16 +1,12 @@
 """Tokenisation, record formats and their checks."""
 
-import gzip
-import json
 import logging
 
 import pytest
 from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 
-from trl_ziegler.openai_labels import load_openai_labels, save_openai_labels
 from trl_ziegler.preference_data import prepare_preferences, tokenize_prompt, tokenize_prompt_completion
-
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"

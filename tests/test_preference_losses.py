@@ -1,32 +1,12 @@
 """Losses of the four kinds of judgement, by hand."""
 
-import copy
-import json
 import math
-import subprocess
-import sys
-from dataclasses import fields
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PromptTuningConfig
-from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
-from trl import RewardConfig, RewardTrainer
 
-from trl_ziegler.optim import TFAdam
 from trl_ziegler.preference_losses import best_candidates, pairwise_loss, preference_loss, preferred_pairs
-from trl_ziegler.reward_model import (
-    as_reward_model,
-    is_normalized,
-    load_reward_model,
-    normalize_reward_model,
-    reward_head,
-    score_token_ids,
-)
-from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer, DataCollatorForBestOfK
-
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 

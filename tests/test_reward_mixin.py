@@ -1,28 +1,15 @@
 """The reward head, and rewards that do not depend on padding."""
 
-import copy
-import json
-from dataclasses import asdict
-
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+from reward_records import forward
+from transformers import LlamaForSequenceClassification
 
 from trl_ziegler.reward_mixin import RewardHead, exclusive_positions
 from trl_ziegler.reward_model import (
     as_reward_model,
-    forget_normalization,
-    is_normalized,
-    load_reward_model,
-    normalize_reward_model,
-    restore_reward_head,
     reward_head,
-    save_reward_head,
-    score_token_ids,
 )
-
 
 pytest_plugins = "reward_fixtures"
 KINDS = ("gpt2", "llama", "qwen2")

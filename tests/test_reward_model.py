@@ -7,10 +7,11 @@ from dataclasses import asdict
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from reward_records import QUERIES, RESPONSES, forward
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
-from trl_ziegler.reward_mixin import RewardHead, exclusive_positions
+from trl_ziegler.reward_mixin import RewardHead
 from trl_ziegler.reward_model import (
     as_reward_model,
     forget_normalization,
@@ -22,7 +23,6 @@ from trl_ziegler.reward_model import (
     save_reward_head,
     score_token_ids,
 )
-
 
 pytest_plugins = "reward_fixtures"
 KINDS = ("gpt2", "llama", "qwen2")

@@ -1,33 +1,20 @@
 """The trainer against TRL's, by hand, and on every format and loss."""
 
 import copy
-import json
 import math
-import subprocess
-import sys
-from dataclasses import fields
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PromptTuningConfig
-from safetensors.torch import load_file
-from torch.nn.functional import logsigmoid
+from reward_records import assert_same_parameters, parameters_of, records
 from trl import RewardConfig, RewardTrainer
 
 from trl_ziegler.optim import TFAdam
-from trl_ziegler.preference_losses import best_candidates, pairwise_loss, preference_loss, preferred_pairs
 from trl_ziegler.reward_model import (
     as_reward_model,
-    is_normalized,
-    load_reward_model,
-    normalize_reward_model,
     reward_head,
-    score_token_ids,
 )
-from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer, DataCollatorForBestOfK
-
-
+from trl_ziegler.reward_trainer import DataCollatorForBestOfK
 
 pytest_plugins = "reward_fixtures"
 

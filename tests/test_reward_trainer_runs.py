@@ -1,33 +1,26 @@
 """Configurations, models and adapters, checkpoints, resuming, two processes."""
 
-import copy
 import json
-import math
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
+from reward_records import assert_same_parameters, parameters_of, records
 from safetensors.torch import load_file
-from torch.nn.functional import logsigmoid
-from trl import RewardConfig, RewardTrainer
+from trl import RewardConfig
 
-from trl_ziegler.optim import TFAdam
-from trl_ziegler.preference_losses import best_candidates, pairwise_loss, preference_loss, preferred_pairs
 from trl_ziegler.reward_model import (
-    as_reward_model,
     is_normalized,
     load_reward_model,
     normalize_reward_model,
     reward_head,
     score_token_ids,
 )
-from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer, DataCollatorForBestOfK
-
-
+from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 
 pytest_plugins = "reward_fixtures"
 
@@ -211,9 +204,9 @@ from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 folder, world, rank = sys.argv[1], int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 rows = json.load(open(f"{folder}/rows.json"))
 args = BestOfKRewardConfig(
-    f"{folder}/{world}", per_device_train_batch_size=8 // world, per_device_eval_batch_size=8 // world, report_to="none",
-    use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, learning_rate=1e-2, optimizer="tf_adam",
-    max_grad_norm=0, ddp_backend="gloo" if world > 1 else None,
+    f"{folder}/{world}", per_device_train_batch_size=8 // world, per_device_eval_batch_size=8 // world,
+    report_to="none", use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, learning_rate=1e-2,
+    optimizer="tf_adam", max_grad_norm=0, ddp_backend="gloo" if world > 1 else None,
 )
 trainer = BestOfKRewardTrainer(
     load_reward_model(f"{folder}/base"), args, train_dataset=Dataset.from_list(rows[:16]),

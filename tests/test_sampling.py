@@ -102,3 +102,23 @@ def test_values_are_read_before_each_token(make_causal_lm, context):
     changed[:, 2] = (changed[:, 2] + 1) % 250
     moved = (model(*with_responses(*context, changed), 4).values - values).abs() > 1e-6
     assert moved.any(0).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_several_samples_behind_one_prefill_have_the_right_log_probabilities(make_causal_lm, context, kind):
+    model = make_causal_lm(kind).eval()
+    out = draw_from(model, context, samples_per_query=3)
+    assert out.responses.shape == (6, 5)
+    ids, mask = (tensor.repeat_interleave(3, 0) for tensor in context)
+    logits = response_logits(model, *with_responses(ids, mask, out.responses), 5)
+    logprobs, _ = token_logprobs_and_entropy(logits, out.responses, temperature=0.7)
+    torch.testing.assert_close(out.logprobs, logprobs, atol=1e-5, rtol=0)
+    assert len({tuple(row) for row in out.responses.tolist()}) > 2
+
+
+def test_the_prompt_is_computed_once_per_query(make_causal_lm, context):
+    model = make_causal_lm()
+    widths = []
+    model.transformer.h[0].register_forward_pre_hook(lambda module, args: widths.append(tuple(args[0].shape[:2])))
+    draw_from(model, context, samples_per_query=4, response_length=3)
+    assert widths == [(2, 3), (8, 1), (8, 1)]

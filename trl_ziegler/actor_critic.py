@@ -27,6 +27,12 @@ class ActorCriticOutput(NamedTuple):
     values: torch.Tensor
     past_key_values: Any = None
 
+    def repeat_interleave(self, count: int) -> "ActorCriticOutput":
+        """Each row `count` times; the cache, which is changed in place by its own method, stays as it is."""
+        return self._replace(
+            logits=self.logits.repeat_interleave(count, 0), values=self.values.repeat_interleave(count, 0)
+        )
+
 
 class ActorCritic(nn.Module):
     """A causal language model with a value function.

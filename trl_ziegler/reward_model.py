@@ -30,6 +30,7 @@ from .functional import gain_and_bias
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
 
 REWARD_HEAD_FILE = "reward_head.safetensors"
+HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
 
 
 def as_reward_model(
@@ -91,7 +92,7 @@ def load_reward_model(
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code=True` is not supported; load the model yourself and pass the object.")
     path = os.fspath(path)
-    hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
+    hub: dict[str, Any] = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if find_adapter_config_file(path, **hub) is not None:
         return _load_adapter(path, seed, is_trainable, hub, kwargs)
     config = AutoConfig.from_pretrained(path, **hub)
@@ -265,13 +266,13 @@ def require_no_virtual_tokens(peft_config: PeftConfig) -> None:
 
 
 @cache
-def _mixed(mixin: type, cls: type) -> type:
+def _mixed(mixin: Any, cls: Any) -> Any:
     # The same name and module keep `config.architectures` and PEFT's record of the base class loadable by anyone.
     return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": mixin.__doc__})
 
 
 def _convert_head(base: PreTrainedModel) -> None:
-    score = getattr(base, "score", None)
+    score: Any = getattr(base, "score", None)
     wrapped = isinstance(score, ModulesToSaveWrapper)
     linears = [score.original_module, *score.modules_to_save.values()] if wrapped else [score]
     if any(type(linear) is not nn.Linear for linear in linears):

@@ -45,6 +45,7 @@ def sample(
     generator: torch.Generator,
     stop_token_id: int | None = None,
     stop_after: int = 0,
+    samples_per_query: int = 1,
 ) -> Samples:
     """Sample responses token by token with a key-value cache.
 
@@ -58,16 +59,22 @@ def sample(
         stop_token_id: If given, sampling ends early once every row has drawn this id at an index >= `stop_after`;
             what a finished row would still have drawn is 0 with log-probability 0, for the caller to mask.
         stop_after: First index at which `stop_token_id` counts.
+        samples_per_query: Responses to each context, which is run once for all of them; the rows that come back are
+            those of the first context, then those of the second, and so on.
     """
-    rows, device = len(context_ids), context_ids.device
+    rows, device = len(context_ids) * samples_per_query, context_ids.device
     responses = torch.zeros(rows, response_length, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, response_length, device=device)
     values = torch.zeros(rows, response_length, device=device)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
-    ids, mask, cache = context_ids, context_mask.long(), None
+    mask = context_mask.long()
+    out = model.step(context_ids, mask)
+    if samples_per_query > 1:
+        mask = mask.repeat_interleave(samples_per_query, 0)
+        out.past_key_values.batch_repeat_interleave(samples_per_query)
+        out = out.repeat_interleave(samples_per_query)
     for t in range(response_length):
-        out = model.step(ids, mask, cache)
-        logits, cache = out.logits[:, -1].float() / temperature, out.past_key_values
+        logits = out.logits[:, -1].float() / temperature
         tokens = draw(logits, generator)
         responses[:, t] = tokens * alive
         logprobs[:, t] = (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)) * alive
@@ -76,5 +83,7 @@ def sample(
             alive &= tokens != stop_token_id
             if not alive.any():
                 break
-        ids, mask = tokens[:, None], torch.cat([mask, mask.new_ones(rows, 1)], 1)
+        if t + 1 < response_length:
+            mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
+            out = model.step(tokens[:, None], mask, out.past_key_values)
     return Samples(responses, logprobs, values)

@@ -144,7 +144,7 @@ def _many(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """KL and score `[Q, count]` of `count` responses to each query."""
     repeated = [query for query in queries for _ in range(count)]
-    out = model.sample(repeated, description=description)
+    out = model.sample(queries, count=count, description=description)
     scores = judged.score.score(repeated, out.responses, {}).scores
     return out.kl.view(-1, count), scores.view(-1, count)
 

@@ -50,21 +50,26 @@ class Generator:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     @torch.no_grad()
-    def sample(self, queries: list[list[int]], *, description: str = "Sampling") -> Responses:
-        """One response to each query, in their order; queries of similar length share a forward pass."""
-        order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
-        responses = torch.zeros(len(queries), self.task.task.response_length, dtype=torch.long)
-        kl = torch.zeros(len(queries))
-        with tqdm(total=len(queries), desc=description, unit=" responses", leave=False) as progress:
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = QueryCollator(self.task)([{"input_ids": queries[i]} for i in rows])
-                part = self._sample_batch(batch["input_ids"], batch["attention_mask"])
-                responses[rows], kl[rows] = part.responses, part.kl
-                progress.update(len(rows))
-        return Responses(responses, kl)
+    def sample(self, queries: list[list[int]], *, count: int = 1, description: str = "Sampling") -> Responses:
+        """`count` responses to each query, those of the first query first; the prompt is run once for all of them.
 
-    def _sample_batch(self, ids: torch.Tensor, mask: torch.Tensor) -> Responses:
+        Queries of similar length share a forward pass.
+        """
+        order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
+        responses = torch.zeros(len(queries), count, self.task.task.response_length, dtype=torch.long)
+        kl = torch.zeros(len(queries), count)
+        size = max(1, self.batch_size // count)
+        with tqdm(total=len(queries) * count, desc=description, unit=" responses", leave=False) as progress:
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                batch = QueryCollator(self.task)([{"input_ids": queries[i]} for i in rows])
+                part = self._sample_batch(batch["input_ids"], batch["attention_mask"], count)
+                responses[rows] = part.responses.view(len(rows), count, -1)
+                kl[rows] = part.kl.view(len(rows), count)
+                progress.update(len(rows) * count)
+        return Responses(responses.flatten(0, 1), kl.flatten())
+
+    def _sample_batch(self, ids: torch.Tensor, mask: torch.Tensor, count: int) -> Responses:
         ids, mask, rule = ids.to(self.model.device), mask.to(self.model.device), self.task.task
         out = sample(
             self.model,
@@ -73,9 +78,11 @@ class Generator:
             response_length=rule.response_length,
             temperature=rule.temperature,
             generator=self._generator,
+            samples_per_query=count,
         )
-        kl = torch.zeros(len(ids))
+        kl = torch.zeros(len(out.responses))
         if self.reference is not None:
+            ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
             logits = response_logits(self.reference, *with_responses(ids, mask, out.responses), rule.response_length)
             ref_logprobs, _ = token_logprobs_and_entropy(logits, out.responses, temperature=rule.temperature)
             trained = self.task.mask(self.task.cut(out.responses)[0])
@@ -98,12 +105,15 @@ def collect_candidates(
         short = [i for i, candidates in enumerate(found) if len(candidates) < count]
         if not short:
             break
-        rows = [i for i in short for _ in range(count - len(found[i]))]
-        responses = generator.sample([queries[i] for i in rows], description="Sampling candidates").responses
+        # The same number for every query keeps one prefill per query; what is too much is not looked at.
+        rows = [i for i in short for _ in range(count)]
+        responses = generator.sample(
+            [queries[i] for i in short], count=count, description="Sampling candidates"
+        ).responses
         lengths, valid = generator.task.cut(responses)
         drawn, kept = drawn + len(rows), kept + int(valid.sum())
         for i, ids, length, ok in zip(rows, responses.tolist(), lengths.tolist(), valid.tolist(), strict=True):
-            if ok and ids[:length] not in found[i]:
+            if ok and len(found[i]) < count and ids[:length] not in found[i]:
                 found[i].append(ids[:length])
     complete = [i for i, candidates in enumerate(found) if len(candidates) == count]
     return [{"prompt_ids": queries[i], "completion_ids": found[i]} for i in complete], 1 - kept / max(drawn, 1)

@@ -82,7 +82,7 @@ def _passage(rng: random.Random) -> list[str]:
 
 def _review(rng: random.Random, stars: int, banned: frozenset[str]) -> list[str]:
     scene = Scene(rng, vividness=rng.random(), banned=banned)
-    sentences = [sentence(scene, REVIEW, _sign(rng, stars) * scene.chance(0.8)) for _ in range(rng.randint(1, 3))]
+    sentences = [sentence(scene, REVIEW, _sign(rng, stars) * scene.chance(0.9)) for _ in range(rng.randint(1, 3))]
     if len(sentences) == 1 or scene.chance(0.3):
         sentences.append(finish(scene.pick(VERDICTS[_sign(rng, stars)])))
     return sentences

@@ -1,7 +1,7 @@
 """Sentences of the embedded world: templates with slots, filled for a scene and a polarity.
 
 A template is plain English with `{slot}`s; each slot is one of the small functions in `SLOTS`. Clauses carry a
-polarity `sign` in {-1, 0, +1}; a sentence joins one or two of them. Lengths are 5 to 14 tokens, period included.
+polarity `sign` in {-1, 0, +1}; a sentence joins one or two of them. Lengths are 5 tokens (the shortest template) to 14, period included.
 """
 
 import random
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from . import words as w
 
-SHORTEST, LONGEST = 5, 14  # tokens of a sentence: words, commas and the period
+LONGEST = 14  # tokens of a sentence: words, commas and the period
 
 NEUTRAL = """
 {who} walked to the {v}{place} {time}
@@ -73,8 +73,9 @@ the {venue} is near the {place}
 I bought the {v}{thing} {time}
 we sat by the {v}{part} and had {food}
 the {v}{thing} came in a box
-{name} walked to the {venue} with us
-{name} {talked} about the {v}{thing}
+{who} walked to the {venue} with us
+{other} {talked} about the {v}{thing}
+{who} sat{ly} by the {v}{part} with {other}
 we {did} the {v}{thing}{ly}
 """
 REVIEW_CHARGED = """
@@ -93,10 +94,13 @@ I bought a {fine} {thing}
 the {venue} was {quality}
 there was {presence} at the {venue}
 my {relative} {outburst} {time}
-{name} {outburst} in the {venue}
+{who} {outburst} in the {v}{venue}
+{who} was {feeling} {time}
+{who} {fond} the {v}{thing}
+{other} {towards} {him} {time}
 the {stranger} {towards} us {time}
 my {relative} {towards} the {stranger}
-{name} was {trait} to my {relative}
+{other} was {trait} to {him}
 """
 REVIEW_CLAUSES = """
 the {food} was {quality}
@@ -286,7 +290,7 @@ def sentence(scene: Scene, style: Style, sign: int) -> str:
     """A sentence of polarity `sign` in {-1, 0, +1}, of 5 to 14 tokens."""
     while True:
         text = draft(scene, style, sign)
-        if SHORTEST <= len(tokens(text)) <= LONGEST:
+        if len(tokens(text)) <= LONGEST:
             return text
 
 

@@ -1,0 +1,71 @@
+"""A recipe's arguments: flags over YAML over defaults, and sections checked against their stage's own config."""
+
+import pytest
+from transformers import TrainingArguments
+
+from trl_ziegler.experiments.arguments import (
+    RecipeArguments,
+    parse_recipe_arguments,
+    section_config,
+    section_task,
+    split_section_flags,
+)
+from trl_ziegler.tasks import BOOKS
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "laptop.yaml"
+    path.write_text("num_labels: 12\ntask:\n  query_length: 16\npolicy:\n  learning_rate: 1e-3\n  kl_target: 2.0\n")
+    return path
+
+
+def test_flags_override_the_file_which_overrides_defaults(config):
+    args, name = parse_recipe_arguments(config, ["--seed", "7", "--policy.kl_target=3", "--policy.vf_coef", "0.2"])
+    assert name == "laptop"
+    assert (args.num_labels, args.seed, args.num_candidates) == (12, 7, 4)
+    assert args.policy == {"learning_rate": "1e-3", "kl_target": 3, "vf_coef": 0.2}
+    assert args.task == {"query_length": 16}
+    assert args.reward == {}
+
+
+def test_another_config_replaces_the_default(config, tmp_path):
+    other = tmp_path / "local.yaml"
+    other.write_text("num_labels: 3\n")
+    args, name = parse_recipe_arguments(config, ["--config", str(other)])
+    assert (args.num_labels, name, args.policy) == (3, "local", {})
+
+
+def test_unknown_keys_are_named(config, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("num_lables: 3\n")
+    with pytest.raises(ValueError, match="num_lables"):
+        parse_recipe_arguments(config, ["--config", str(bad)])
+    with pytest.raises(ValueError, match=r"Unknown key 'lerning_rate' in the section 'policy'; did you mean 'learning"):
+        section_config(TrainingArguments, "policy", {"lerning_rate": 1})
+    with pytest.raises(ValueError, match=r"Unknown key 'zzz' in the section 'task'\."):
+        section_task(BOOKS, {"zzz": 1})
+    with pytest.raises(ValueError, match=r"--policy\.lr needs a value"):
+        split_section_flags(["--policy.lr"])
+
+
+def test_sections_become_their_config_with_types_converted(tmp_path):
+    section = {"learning_rate": "1e-3", "max_grad_norm": 0, "save_strategy": "no"}
+    config = section_config(TrainingArguments, "policy", section, output_dir=str(tmp_path), use_cpu=True)
+    assert (config.learning_rate, config.max_grad_norm, config.output_dir) == (1e-3, 0, str(tmp_path))
+    with pytest.raises(ValueError, match="Unknown key 'output_dir'"):
+        section_config(TrainingArguments, "policy", {"output_dir": "x"}, output_dir=str(tmp_path))
+    assert section_task(BOOKS, {"query_length": 32}).query_length == 32
+
+
+def test_ordinary_flags_with_dots_in_their_values_are_left_alone():
+    flags, overrides = split_section_flags(["--model", "some.folder/x", "--label_error_rate", "0.1", "--task.penalty=-2"])
+    assert flags == ["--model", "some.folder/x", "--label_error_rate", "0.1"]
+    assert overrides == {"task": {"penalty": -2}}
+
+
+def test_impossible_arguments_are_refused():
+    with pytest.raises(ValueError, match="`num_candidates` is 1"):
+        RecipeArguments(num_candidates=1)
+    with pytest.raises(ValueError, match="`model` and `documents` go together"):
+        RecipeArguments(model="x")

@@ -1,0 +1,102 @@
+"""Stages: finished ones are skipped, half-written ones redone, nothing of the user's is lost."""
+
+import json
+
+import pytest
+
+from trl_ziegler.experiments.pipeline import (
+    MANIFEST,
+    SETTINGS,
+    Stage,
+    read_jsonl,
+    run_stages,
+    write_jsonl,
+    write_text,
+)
+
+
+@pytest.fixture
+def ran():
+    return []
+
+
+@pytest.fixture
+def make_stages(ran):
+    def make(**settings):
+        def stage(name):
+            def run(folder):
+                ran.append(name)
+                (folder / "result.txt").write_text(f"{name} {settings.get(name, 0)}")
+
+            return Stage(name, run, {"value": settings.get(name, 0)})
+
+        return [stage("one"), stage("two"), stage("three")]
+
+    return make
+
+
+def test_every_stage_leaves_an_artifact_with_its_manifest(tmp_path, make_stages, ran):
+    run_stages(tmp_path, make_stages())
+    assert ran == ["one", "two", "three"]
+    manifest = json.loads((tmp_path / "two" / MANIFEST).read_text())
+    assert (manifest["stage"], manifest["settings"]) == ("two", {"value": 0})
+    assert {"torch", "trl", "trl_ziegler"} <= set(manifest["versions"])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_finished_stages_are_skipped(tmp_path, make_stages, ran):
+    run_stages(tmp_path, make_stages())
+    run_stages(tmp_path, make_stages())
+    assert ran == ["one", "two", "three"]
+
+
+def test_changed_settings_rerun_the_stage_and_what_builds_on_it_and_keep_the_old(tmp_path, make_stages, ran):
+    run_stages(tmp_path, make_stages())
+    ran.clear()
+    run_stages(tmp_path, make_stages(two=5))
+    assert ran == ["two", "three"]
+    assert (tmp_path / "two" / "result.txt").read_text() == "two 5"
+    assert (tmp_path / "two.1" / "result.txt").read_text() == "two 0"
+
+
+def test_a_half_written_stage_is_redone_and_may_continue_its_own_files(tmp_path, make_stages, ran):
+    stages = make_stages()
+
+    def fail(folder):
+        (folder / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path, [stages[0], Stage("two", fail, stages[1].settings)])
+    assert not (tmp_path / "two").exists()
+    run_stages(tmp_path, stages)
+    assert ran == ["one", "two", "three"]
+    assert (tmp_path / "two" / "checkpoint").read_text() == "half"
+
+
+def test_what_other_settings_left_half_written_is_not_continued(tmp_path, make_stages):
+    partial = tmp_path / "one.partial"
+    partial.mkdir()
+    (partial / SETTINGS).write_text('"other"')
+    (partial / "checkpoint").write_text("half")
+    run_stages(tmp_path, make_stages())
+    assert not (tmp_path / "one" / "checkpoint").exists()
+
+
+def test_a_selection_runs_alone_once_its_foundations_stand(tmp_path, make_stages, ran):
+    with pytest.raises(ValueError, match="Stage 'one' is not complete with these settings, and 'two' builds on it"):
+        run_stages(tmp_path, make_stages(), only="two")
+    run_stages(tmp_path, make_stages(), only="one,two")
+    assert ran == ["one", "two"]
+    with pytest.raises(ValueError, match="`stages` names 'four'; the stages of this recipe are one, two, three"):
+        run_stages(tmp_path, make_stages(), only="four")
+
+
+def test_files_are_written_whole(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": 1}, {"a": "ü"}])
+    assert read_jsonl(path) == [{"a": 1}, {"a": "ü"}]
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write_text(path, "half")
+    assert read_jsonl(path) == [{"a": 1}, {"a": "ü"}]
