@@ -359,3 +359,10 @@ class TestKLEntropyRewards:
             fn.kl_entropy_rewards(self.scores, self.logprobs, self.logprobs[:1], 0.1)
         with pytest.raises(ValueError, match="`mask` is false throughout row 1"):
             fn.kl_entropy_rewards(self.scores, self.logprobs, self.logprobs, 0.1, mask=prefix_mask([1, 0], 3))
+
+
+def test_logprobs_alone_are_those_with_the_entropy():
+    logits, tokens = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 1, 4], [2, 2, 3]])
+    assert torch.equal(
+        token_logprobs(logits, tokens, temperature=0.5), token_logprobs_and_entropy(logits, tokens, temperature=0.5)[0]
+    )

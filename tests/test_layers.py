@@ -31,10 +31,10 @@ LAYERS = {
     "trainers": {
         "ppo_checks",
         "ppo_config",
+        "ppo_loop",
         "ppo_statistics",
         "ppo_trainer",
         "queries",
-        "reward_config",
         "reward_trainer",
         "rollout",
     },

@@ -74,6 +74,7 @@ class TestEqualToTRL:
             train_dataset=dataset,
             processing_class=tokenizer,
         )
+        theirs.model.config.pad_token_id = tokenizer.eos_token_id  # some releases of TRL forget it
         losses = []
         for trainer in (ours, theirs):
             batch = trainer.data_collator([{k: row[k] for k in row} for row in trainer.train_dataset])

@@ -190,6 +190,19 @@ def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, *, temperature: f
         `(logprobs, entropy)`, both `[B, T]`. The entropy is a statistic and carries no gradient (the method has no
         entropy term), which saves keeping a second `[B, T, V]` tensor. Source: policy.py:analyze_responses_op.
     """
+    logprobs, tempered, log_normaliser = _token_logprobs(logits, tokens, temperature)
+    with torch.no_grad():
+        # A banned token gives 0 * -inf, which nansum drops; a real NaN or +inf still shows through the normaliser.
+        entropy = log_normaliser - tempered.softmax(-1).mul_(tempered).nansum(-1)
+    return logprobs, entropy
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """The first result of `token_logprobs_and_entropy`, at less than half its cost on a CPU."""
+    return _token_logprobs(logits, tokens, temperature)[0]
+
+
+def _token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     _require_shape(logits.shape[:-1], tokens=tokens)
     _require_integers(tokens=tokens)
     if not temperature > 0:
@@ -198,11 +211,7 @@ def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, *, temperature: f
     if temperature != 1.0:
         tempered = tempered / temperature
     log_normaliser = tempered.logsumexp(-1)
-    logprobs = tempered.gather(-1, tokens.long()[..., None])[..., 0] - log_normaliser
-    with torch.no_grad():
-        # A banned token gives 0 * -inf, which nansum drops; a real NaN or +inf still shows through the normaliser.
-        entropy = log_normaliser - tempered.softmax(-1).mul_(tempered).nansum(-1)
-    return logprobs, entropy
+    return tempered.gather(-1, tokens.long()[..., None])[..., 0] - log_normaliser, tempered, log_normaliser
 
 
 def kl_entropy_rewards(

@@ -26,7 +26,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
 from .actor_critic import ActorCritic, response_logits
-from .functional import policy_loss, token_logprobs_and_entropy, value_loss
+from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
 from .optim import TFAdam
 from .ppo_checks import build_task, check_setup, check_sign_of_reward, check_start, list_of
@@ -258,7 +258,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     ) -> Samples:
         rollout_ids, rollout_mask = with_responses(ids, mask, samples.responses)
         out = model(rollout_ids, rollout_mask, samples.responses.shape[1])
-        logprobs, _ = token_logprobs_and_entropy(out.logits, samples.responses, temperature=self.task.task.temperature)
+        logprobs = token_logprobs(out.logits, samples.responses, temperature=self.task.task.temperature)
         return Samples(samples.responses, logprobs, out.values.float())
 
     def _reference_logprobs(self, batch: dict[str, Any], responses: torch.Tensor) -> torch.Tensor:
@@ -267,7 +267,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         with self._reference() as reference:
             for ids, mask, part in self._chunks(batch["input_ids"], batch["attention_mask"], responses):
                 logits = response_logits(reference, *with_responses(ids, mask, part), part.shape[1])
-                parts.append(token_logprobs_and_entropy(logits, part, temperature=self.task.task.temperature)[0])
+                parts.append(token_logprobs(logits, part, temperature=self.task.task.temperature))
         return torch.cat(parts)
 
     @contextlib.contextmanager

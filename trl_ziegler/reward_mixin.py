@@ -125,8 +125,6 @@ class RewardModelMixin:
         """
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         self.config.reward_bias = fold(state_dict, "score.")
-        for key in RewardModelMixin._keys_to_ignore_on_save:
-            del state_dict[key]
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:

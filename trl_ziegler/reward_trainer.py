@@ -6,6 +6,7 @@ Axis letters: `B` records, `K` candidates of a record, `N` candidates of the bat
 import copy
 import math
 from dataclasses import dataclass, field, fields
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -318,10 +319,13 @@ class BestOfKRewardTrainer(RewardTrainer):
         metrics["num_tokens"] = [self._total_train_tokens]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add `std_reward` to what the parent averages and logs."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        """Average the metrics into `logs` itself, which `evaluate` returns (older releases of TRL fill a copy)."""
+        training = self.model.training
+        metrics = self._metrics["train" if training else "eval"]
         if "mean_reward" in metrics:
             metrics["std_reward"] = [torch.tensor(metrics["mean_reward"]).std(correction=0).item()]
+        logs.update({f"{'' if training else 'eval_'}{key}": fmean(values) for key, values in metrics.items()})
+        metrics.clear()
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -46,6 +46,9 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."},
     )
+    review_tokens: int | None = field(
+        default=None, metadata={"help": "Longest review the classifier is trained on; default all it can read."}
+    )
     judge_model: str | None = field(
         default=None,
         metadata={"help": "A ready text-classification model (folder or hub id) instead of training a classifier."},

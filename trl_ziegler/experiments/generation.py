@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..actor_critic import ActorCritic, response_logits
-from ..functional import token_logprobs_and_entropy
+from ..functional import token_logprobs
 from ..queries import QueryCollator, with_responses
 from ..sampling import sample
 from ..tasks import BoundTask
@@ -84,7 +84,7 @@ class Generator:
         if self.reference is not None:
             ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
             logits = response_logits(self.reference, *with_responses(ids, mask, out.responses), rule.response_length)
-            ref_logprobs, _ = token_logprobs_and_entropy(logits, out.responses, temperature=rule.temperature)
+            ref_logprobs = token_logprobs(logits, out.responses, temperature=rule.temperature)
             trained = self.task.mask(self.task.cut(out.responses)[0])
             kl = ((out.logprobs - ref_logprobs) * trained).sum(1).cpu()
         return Responses(out.responses.cpu(), kl)

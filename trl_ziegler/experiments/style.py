@@ -58,7 +58,8 @@ class StyleExperiment:
         self.task = section_task(BOOKS, args.task)
         # Every section is checked before the first stage starts.
         self._trainer_config(TrainingArguments, "classifier", run_dir)
-        self._trainer_config(SFTConfig, "sft", run_dir)
+        if args.sft:
+            self._trainer_config(SFTConfig, "sft", run_dir)
         self._trainer_config(BestOfKRewardConfig, "reward", run_dir)
         self._trainer_config(ZieglerPPOConfig, "policy", run_dir)
 
@@ -67,7 +68,7 @@ class StyleExperiment:
         args = self.args.as_dict()
         common = ("seed", "model", "documents", "documents_column", "world", "task")
         keys = {
-            "classifier": ("reviews", "judge_model", "classifier", "seed", "model", "world"),
+            "classifier": ("reviews", "review_tokens", "judge_model", "classifier", "seed", "model", "world"),
             "sft": ("sft", "seed", "model", "documents", "documents_column", "world"),
             "collect": (
                 *common,
@@ -104,7 +105,7 @@ class StyleExperiment:
             return
         model, tokenizer = self.world.classifier()
         model.config.id2label, model.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
-        limit = model.config.max_position_embeddings
+        limit = self.args.review_tokens or model.config.max_position_embeddings
         # GPT-2 classifiers read their logits at the last token that is not PAD; an EOS inside a review is none.
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -17,8 +17,8 @@ MOODS = {  # chances of a negative, neutral, positive sentence
     "mixed": (0.40, 0.20, 0.40),
 }
 TURN = 0.15  # chance that the mood changes before a sentence
-STARS = {1: 0.02, 2: 0.1, 3: 0.5, 4: 0.9, 5: 0.98}  # chance that a charged sentence of the review is positive
-STAR_WEIGHTS = (8, 8, 1, 8, 8)
+STARS = {1: 0.01, 2: 0.08, 3: 0.5, 4: 0.92, 5: 0.99}  # chance that a charged sentence of the review is positive
+STAR_WEIGHTS = (6, 6, 1, 6, 6)
 LABEL_NOISE = 0.04
 
 
@@ -38,9 +38,9 @@ def passages(n: int, seed: int, split: str = "train") -> list[str]:
 def reviews(n: int, seed: int, split: str = "train") -> list[dict[str, str | int]]:
     """Return `n` reviews `{"text": str, "label": int}`, label 1 for a satisfied customer, half of them on average.
 
-    A review of 2 to 4 sentences mixes praise and blame according to a hidden number of stars; its label says whether
-    the stars exceed 3 (a coin decides for 3 stars) and is wrong in 4 % of cases. Words in `HELD_OUT` occur in the test
-    split only. No two splits share the pair of sentences a review opens with.
+    A review of 2 to 4 sentences mixes praise, blame and plain report according to a hidden number of stars; its label
+    says whether the stars exceed 3 (a coin decides for 3 stars) and is wrong in 4 % of cases. Words in `HELD_OUT`
+    occur in the test split only. No two splits share the pair of sentences a review opens with.
 
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
@@ -82,7 +82,7 @@ def _passage(rng: random.Random) -> list[str]:
 
 def _review(rng: random.Random, stars: int, banned: frozenset[str]) -> list[str]:
     scene = Scene(rng, vividness=rng.random(), banned=banned)
-    sentences = [sentence(scene, REVIEW, _sign(rng, stars) * scene.chance(0.9)) for _ in range(rng.randint(1, 3))]
+    sentences = [sentence(scene, REVIEW, _sign(rng, stars) * scene.chance(0.75)) for _ in range(rng.randint(1, 3))]
     if len(sentences) == 1 or scene.chance(0.3):
         sentences.append(finish(scene.pick(VERDICTS[_sign(rng, stars)])))
     return sentences

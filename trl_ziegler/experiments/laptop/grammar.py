@@ -1,7 +1,8 @@
 """Sentences of the embedded world: templates with slots, filled for a scene and a polarity.
 
 A template is plain English with `{slot}`s; each slot is one of the small functions in `SLOTS`. Clauses carry a
-polarity `sign` in {-1, 0, +1}; a sentence joins one or two of them. Lengths are 5 tokens (the shortest template) to 14, period included.
+polarity `sign` in {-1, 0, +1}; a sentence joins one or two of them. Lengths are 5 tokens, the shortest template, to
+14, period included.
 """
 
 import random
@@ -74,9 +75,6 @@ I bought the {v}{thing} {time}
 we sat by the {v}{part} and had {food}
 the {v}{thing} came in a box
 {who} walked to the {venue} with us
-{other} {talked} about the {v}{thing}
-{who} sat{ly} by the {v}{part} with {other}
-we {did} the {v}{thing}{ly}
 """
 REVIEW_CHARGED = """
 the {food} was {quality}
@@ -261,7 +259,7 @@ def lines(block: str) -> list[str]:
 
 
 STORY = Style(lines(NEUTRAL), lines(CHARGED), lines(CLAUSES))
-REVIEW = Style(lines(REVIEW_NEUTRAL), lines(REVIEW_CHARGED), lines(REVIEW_CLAUSES))
+REVIEW = Style(lines(REVIEW_NEUTRAL) + lines(NEUTRAL), lines(REVIEW_CHARGED), lines(REVIEW_CLAUSES))
 
 
 def fill(template: str, scene: Scene, sign: int) -> str:

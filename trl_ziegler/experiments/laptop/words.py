@@ -88,8 +88,8 @@ MANNERS = "slowly softly quietly brightly steadily faintly".split()
 
 # Sentiment words of the passages that no review of the train or valid split uses: a classifier meets them unprepared.
 HELD_OUT = frozenset(
-    "delighted content miserable jealous generous patient greedy dishonest charming splendid dreadful useless admired "
-    "welcomed insulted threatened cherished ruined rejoiced wept kindness comfort grief shame wild strong".split()
+    "delighted miserable jealous generous dishonest splendid useless admired welcomed threatened ruined rejoiced wept "
+    "kindness grief shame wild strong".split()
 )
 
 
