@@ -1,7 +1,8 @@
-"""Stylistic continuation, descriptiveness: from a simulated labeller's best-of-4 labels to a fine-tuned policy and its report.
+"""Stylistic continuation, descriptiveness: a simulated labeller's best-of-4 labels, a fine-tuned policy, its report.
 
-accelerate launch recipes/descriptiveness.py                                   # the embedded laptop world, minutes on two cores
-accelerate launch recipes/descriptiveness.py --config recipes/configs/descriptiveness/local.yaml --model DIR --documents FILE ...
+accelerate launch recipes/descriptiveness.py  # the embedded laptop world, minutes on two cores
+accelerate launch recipes/descriptiveness.py --config recipes/configs/descriptiveness/local.yaml \\
+    --model DIR --documents FILE ...
 """
 
 from pathlib import Path

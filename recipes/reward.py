@@ -2,8 +2,9 @@
 
     accelerate launch recipes/reward.py --model_name_or_path gpt2 --dataset_name labels.jsonl --output_dir my-reward
 
-Rows: `prompt`, `completions` and one of `label`, `ranking`, `scores`; or `chosen`/`rejected` (see docs). Afterwards the
-model is normalised to mean 0 and variance 1 over samples of the start model (`--normalization_samples 0` leaves it).
+Rows: `prompt`, `completions` and one of `label`, `ranking`, `scores`; or `chosen`/`rejected` (see docs). Afterwards
+the model is normalised to mean 0 and variance 1 over samples of the start model (`--normalization_samples 0` leaves
+it).
 """
 
 from trl import ModelConfig, TrlParser

@@ -1,7 +1,8 @@
-"""Stylistic continuation, sentiment: from a simulated labeller's best-of-4 labels to a fine-tuned policy and its report.
+"""Stylistic continuation, sentiment: a simulated labeller's best-of-4 labels, a fine-tuned policy, its report.
 
-accelerate launch recipes/sentiment.py                                   # the embedded laptop world, minutes on two cores
-accelerate launch recipes/sentiment.py --config recipes/configs/sentiment/local.yaml --model DIR --documents FILE ...
+accelerate launch recipes/sentiment.py  # the embedded laptop world, minutes on two cores
+accelerate launch recipes/sentiment.py --config recipes/configs/sentiment/local.yaml \\
+    --model DIR --documents FILE ...
 """
 
 from pathlib import Path

@@ -41,7 +41,8 @@ def test_unknown_keys_are_named(config, tmp_path):
     bad.write_text("num_lables: 3\n")
     with pytest.raises(ValueError, match="num_lables"):
         parse_recipe_arguments(config, ["--config", str(bad)])
-    with pytest.raises(ValueError, match=r"Unknown key 'lerning_rate' in the section 'policy'; did you mean 'learning"):
+    message = r"Unknown key 'lerning_rate' in the section 'policy'; did you mean 'learning"
+    with pytest.raises(ValueError, match=message):
         section_config(TrainingArguments, "policy", {"lerning_rate": 1})
     with pytest.raises(ValueError, match=r"Unknown key 'zzz' in the section 'task'\."):
         section_task(BOOKS, {"zzz": 1})
@@ -59,8 +60,9 @@ def test_sections_become_their_config_with_types_converted(tmp_path):
 
 
 def test_ordinary_flags_with_dots_in_their_values_are_left_alone():
-    flags, overrides = split_section_flags(["--model", "some.folder/x", "--label_error_rate", "0.1", "--task.penalty=-2"])
-    assert flags == ["--model", "some.folder/x", "--label_error_rate", "0.1"]
+    ordinary = ["--model", "some.folder/x", "--label_error_rate", "0.1"]
+    flags, overrides = split_section_flags([*ordinary, "--task.penalty=-2"])
+    assert flags == ordinary
     assert overrides == {"task": {"penalty": -2}}
 
 

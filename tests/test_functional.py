@@ -362,7 +362,9 @@ class TestKLEntropyRewards:
 
 
 def test_logprobs_alone_are_those_with_the_entropy():
-    logits, tokens = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 1, 4], [2, 2, 3]])
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 1, 4], [2, 2, 3]])
     assert torch.equal(
-        token_logprobs(logits, tokens, temperature=0.5), token_logprobs_and_entropy(logits, tokens, temperature=0.5)[0]
+        fn.token_logprobs(logits, tokens, temperature=0.5),
+        fn.token_logprobs_and_entropy(logits, tokens, temperature=0.5)[0],
     )

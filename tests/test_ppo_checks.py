@@ -66,7 +66,7 @@ def test_missing_and_impossible_rewards_are_refused(args, make_causal_lm, make_c
         check(args, policy, rewards=["judge"])
     with pytest.raises(ValueError, match="with 2 labels cannot serve as reward or value model"):
         check(args, policy, rewards=[make_classifier(num_labels=2)])
-    with pytest.raises(ValueError, match="GPT2LMHeadModel .* cannot serve as reward or value model"):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel .* cannot serve as reward or value model"):
         check(args, policy, rewards=[make_causal_lm()])
 
 
@@ -75,14 +75,14 @@ def test_other_vocabularies_are_refused_unless_the_model_has_its_tokenizer(
 ):
     policy, judge = make_causal_lm(), make_classifier()
     judge.config.vocab_size += 1
-    with pytest.raises(ValueError, match="ids, the policy .* needs `reward_processing_classes`"):
+    with pytest.raises(ValueError, match=r"ids, the policy .* needs `reward_processing_classes`"):
         check(args, policy, rewards=[judge])
     check(args, policy, rewards=[judge], own=[tokenizer])
 
 
 def test_streams_and_models_without_logits_to_keep_are_refused(args, make_causal_lm, make_classifier):
     stream = Dataset.from_dict({"prompt": ["x"]}).to_iterable_dataset()
-    with pytest.raises(ValueError, match="`train_dataset` is a IterableDataset; give a `datasets.Dataset`"):
+    with pytest.raises(ValueError, match=r"`train_dataset` is a IterableDataset; give a `datasets\.Dataset`"):
         check(args, make_causal_lm(), data=stream)
     with pytest.raises(ValueError, match="whose forward has no `logits_to_keep`"):
         check(args, make_classifier())
@@ -144,7 +144,7 @@ def test_start_asserts_ratio_kl_and_value():
     check_start(first_rollout(values=2.0), same, None, zero_head=False)
     with pytest.raises(RuntimeError, match="probability ratio is off by 1"):
         check_start(first_rollout(), same + 1e-3, 0.0, zero_head=True)
-    with pytest.raises(RuntimeError, match="KL\\(pi, rho\\) is 2.00e-03 nats"):
+    with pytest.raises(RuntimeError, match=r"KL\(pi, rho\) is 2\.00e-03 nats"):
         check_start(first_rollout(), same, 2e-3, zero_head=True)
     with pytest.raises(RuntimeError, match="zero-initialised value head gives values other than 0"):
         check_start(first_rollout(values=1e-3), same, 0.0, zero_head=True)

@@ -91,6 +91,6 @@ def test_plan_describes_every_size(tmp_path):
     args = config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2, max_steps=3)
     text = UpdatePlan.from_config(args, 100).describe()
     assert text == (
-        "3 updates of 16 episodes (1 processes x 16); per update 4 optimiser steps (4 epochs) on minibatches of 16 per "
-        "process, 2 micro-batches of 8 each"
+        "3 updates of 16 episodes (1 processes x 16); per update 4 optimiser steps (4 epochs) on minibatches of 16 "
+        "per process, 2 micro-batches of 8 each"
     )

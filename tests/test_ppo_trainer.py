@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 
 import numpy as np
@@ -30,7 +31,7 @@ def letter_e(prompts, completions, **columns):
 
 @pytest.fixture
 def train(tmp_path, tokenizer, make_causal_lm):
-    """`train(**config fields)` runs a small job and returns the trainer; `model`, `task` and so on go to the trainer."""
+    """`train(**config fields)` runs a small job and returns the trainer, which gets `model`, `task` and so on."""
 
     def run(resume=None, evaluate_with=None, start=True, **fields):
         options = {
@@ -122,7 +123,7 @@ def test_learning_rate_is_constant_within_an_update_and_ends_at_one_part_in_u(tr
 
 
 def test_a_scheduler_that_needs_a_metric_is_refused(train):
-    with pytest.raises(ValueError, match="'reduce_lr_on_plateau'.*, which is no function of the step"):
+    with pytest.raises(ValueError, match=r"'reduce_lr_on_plateau'.*, which is no function of the step"):
         train(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps", evaluate_with=eval_set())
 
 
@@ -209,7 +210,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(train, tmp_path, make_causal
 
 def test_beta_follows_the_kl_of_the_rollout_and_the_logged_one_is_the_one_used(train):
     logs = training_logs(train(max_steps=4, kl_coef=0.2, kl_target=0.5, kl_horizon=100))
-    for now, later in zip(logs, logs[1:], strict=False):
+    for now, later in itertools.pairwise(logs):
         error = np.clip(now["objective/kl"] / 0.5 - 1, -0.2, 0.2)
         assert later["objective/kl_coef"] == pytest.approx(now["objective/kl_coef"] * (1 + error * 4 / 100))
         reward = now["objective/scores"] - now["objective/kl_coef"] * now["objective/kl"]

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 
-LOWEST_TRL = "1.0"
+LOWEST_TRL = "0.29"
 FIRST_UNSUPPORTED_TRL = "1.13"
 TRL_RANGE = f">={LOWEST_TRL},<{FIRST_UNSUPPORTED_TRL}"
 

@@ -103,18 +103,20 @@ class ActorCritic(nn.Module):
         out = self.policy(**inputs, logits_to_keep=keep, **{"use_cache": False, **cache})
         if self.value_model is None:
             trunk, self._trunk_output = self._trunk_output, None
+            assert trunk is not None  # the head's hook has just set it
             values = self.value_head(trunk.to(self.value_head.weight.dtype)).squeeze(-1)
         elif cache:
             # A separate network keeps no cache; its values are read from the finished responses by `forward`.
             values = torch.zeros(out.logits.shape[:2], device=out.logits.device)
         else:
-            values = self._network_values(inputs, keep)
+            values = self._network_values(self.value_model, inputs, keep)
         return ActorCriticOutput(out.logits, values, out.get("past_key_values"))
 
-    def _network_values(self, inputs: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+    @staticmethod
+    def _network_values(model: PreTrainedModel, inputs: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
         rows, width = inputs["input_ids"].shape
         positions = torch.arange(width - keep, width, device=inputs["input_ids"].device).expand(rows, -1)
-        return self.value_model(**inputs, reward_positions=positions).logits
+        return model(**inputs, reward_positions=positions).logits
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in the policy and in the value network if there is one."""

@@ -70,8 +70,8 @@ def check_setup(
             raise ValueError(f"`reward_model` holds a {type(reward).__name__}; give a model or a callable.")
     if "logits_to_keep" not in inspect.signature(_base(policy).forward).parameters:
         raise ValueError(
-            f"`model` is a {type(_base(policy)).__name__}, whose forward has no `logits_to_keep`; use a causal language "
-            "model of transformers."
+            f"`model` is a {type(_base(policy)).__name__}, whose forward has no `logits_to_keep`; use a causal "
+            "language model of transformers."
         )
     _check_scalar_models([r for r in [*rewards, value_model] if isinstance(r, torch.nn.Module)])
     _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
@@ -99,8 +99,9 @@ def _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
     for model in [ref_model, value_model, *shared]:
         if model is not None and model.config.get_text_config().vocab_size != size:
             raise ValueError(
-                f"{type(_base(model)).__name__} has {model.config.get_text_config().vocab_size} ids, the policy {size}; "
-                "they read the same ids. A reward model of another tokenizer needs `reward_processing_classes`."
+                f"{type(_base(model)).__name__} has {model.config.get_text_config().vocab_size} ids, the policy "
+                f"{size}; they read the same ids. A reward model of another tokenizer needs "
+                "`reward_processing_classes`."
             )
 
 
@@ -111,13 +112,13 @@ def _check_adapters(policy: PreTrainedModel, ref_model: PreTrainedModel | None, 
     trained = [name for name, p in policy.named_parameters() if "lora_B" in name and bool(p.detach().any())]
     if trained:
         raise ValueError(
-            "`model` has a trained adapter and `ref_model` is None, so switching adapters off would not give the start "
-            "model; merge the adapter first, pass `ref_model`, or name a frozen copy in `ref_adapter_name`."
+            "`model` has a trained adapter and `ref_model` is None, so switching adapters off would not give the "
+            "start model; merge the adapter first, pass `ref_model`, or name a frozen copy in `ref_adapter_name`."
         )
 
 
 def check_sign_of_reward(shape: Any, scored: Any, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> None:
-    """Raising the score must raise R, and raising log pi above log rho must not raise it (section 4.4 of the paper)."""
+    """Raising the score must raise R, raising log pi above log rho must not raise it (section 4.4 of the paper)."""
     total = shape(scored, logprobs, ref_logprobs).rewards.sum()
     if not shape(scored._replace(scores=scored.scores + 1), logprobs, ref_logprobs).rewards.sum() > total:
         raise RuntimeError("A higher score gives a lower reward R; the reward rule has its sign wrong.")
@@ -141,13 +142,14 @@ def check_start(
     worst = float((ratio - 1).abs().max())
     if not worst < tolerance:
         raise RuntimeError(
-            f"Before the first step the probability ratio is off by {worst:.1e} (allowed {tolerance:.0e}): sampling and "
-            "training do not see the same model. Look for dropout, noise, or a forward pass that depends on padding."
+            f"Before the first step the probability ratio is off by {worst:.1e} (allowed {tolerance:.0e}): sampling "
+            "and training do not see the same model. Look for dropout, noise, or a forward pass that depends on "
+            "padding."
         )
     if kl is not None and not abs(kl) < 1e-3:
         raise RuntimeError(
-            f"Before the first step KL(pi, rho) is {kl:.2e} nats although the reference is a copy of the policy: the two "
-            "are not evaluated alike."
+            f"Before the first step KL(pi, rho) is {kl:.2e} nats although the reference is a copy of the policy: the "
+            "two are not evaluated alike."
         )
     if zero_head and bool(rollout.values.any()):
         raise RuntimeError("Before the first step the zero-initialised value head gives values other than 0.")

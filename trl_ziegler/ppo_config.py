@@ -110,8 +110,8 @@ class ZieglerPPOConfig(PPOConfig):
             )
         if self.missing_eos_penalty is not None and self.stop_token is None and self.stop_token_id is None:
             raise ValueError(
-                f"`missing_eos_penalty` is {self.missing_eos_penalty} but there is no `stop_token` or `stop_token_id` that "
-                "a response could miss; set one of them ('eos' is what TRL looks for)."
+                f"`missing_eos_penalty` is {self.missing_eos_penalty} but there is no `stop_token` or `stop_token_id` "
+                "that a response could miss; set one of them ('eos' is what TRL looks for)."
             )
         if not self.temperature > 0:
             raise ValueError(f"`temperature` is {self.temperature}; give a value above 0.")

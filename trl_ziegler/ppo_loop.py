@@ -1,4 +1,4 @@
-"""What makes `Trainer`'s loop count in updates: the order of the queries, the learning rate, boundaries, checkpoints."""
+"""What makes `Trainer`'s loop count in updates: order of the queries, learning rate, boundaries, checkpoints."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
 from .queries import UpdateSampler
@@ -22,11 +22,13 @@ GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
 class UpdateLoop(Trainer):
     """The part of `ZieglerPPOTrainer` between `Trainer`'s loop and PPO's updates.
 
-    An update is one rollout and `plan.steps_per_update` optimiser steps. Expects the attributes `plan`, `kl_controller`,
-    `_sampling_generator`, `_permutation_generator`, `_deferred`, `_start_unchecked` and the method `_finish_update`.
+    An update is one rollout and `plan.steps_per_update` optimiser steps. Expects the attributes `plan`,
+    `kl_controller`, `_sampling_generator`, `_permutation_generator`, `_deferred`, `_start_unchecked` and the method
+    `_finish_update`.
     """
 
     plan: UpdatePlan
+    control: TrainerControl
     _deferred: dict[str, bool]
 
     def _finish_update(self) -> None:
@@ -63,8 +65,8 @@ class UpdateLoop(Trainer):
         if created_here:
             if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
                 raise ValueError(
-                    f"`lr_scheduler_type` is {self.args.lr_scheduler_type!r}, which is no function of the step; use one "
-                    "that is, such as 'linear', 'cosine' or 'constant'."
+                    f"`lr_scheduler_type` is {self.args.lr_scheduler_type!r}, which is no function of the step; use "
+                    "one that is, such as 'linear', 'cosine' or 'constant'."
                 )
             scheduler.lr_lambdas = [once_per_update(rate, steps) for rate in scheduler.lr_lambdas]
         return scheduler

@@ -1,6 +1,7 @@
 """What an update reports, every number under the regime's mask. Names follow TRL's where the meaning is the same.
 
-Source: `openai/lm-human-preferences`, `train_policy.py:record_step_stats, loss`. Axis letters: B episodes, T response tokens.
+Source: `openai/lm-human-preferences`, `train_policy.py:record_step_stats, loss`. Axis letters: B episodes, T response
+tokens.
 """
 
 import torch
@@ -44,8 +45,8 @@ def loss_statistics(
 ) -> dict[str, torch.Tensor]:
     """This micro-batch's part of its minibatch's means: they add up over the micro-batches of an optimiser step.
 
-    `policy/entropy_avg` is the full tempered entropy per token; `value_error` the mean squared error of the values, from
-    which the explained variance is made once per update. Return and value variances are population variances.
+    `policy/entropy_avg` is the full tempered entropy per token; `value_error` the mean squared error of the values,
+    from which the explained variance is made once per update. Return and value variances are population variances.
     """
     rollout, mask = batch.rollout, batch.rollout.mask
     share = mask.sum() / batch.total

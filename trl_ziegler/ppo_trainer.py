@@ -1,9 +1,9 @@
 """PPO on R = r - beta log(pi/rho), as an ordinary Hugging Face `Trainer`.
 
-One update, in the order of `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.step`: `_collect` samples, scores
-and shapes a rollout and adapts beta, `micro_batches` (rollout.py) makes minibatches of it with their advantages,
-`compute_loss` is the two clipped losses, `_finish_update` the statistics. `transformers.Trainer` owns everything around
-it: the loop, accumulation, clipping, precision, checkpoints, callbacks, logging.
+One update, in the order of `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.step`: `_collect` samples,
+scores and shapes a rollout and adapts beta, `micro_batches` (rollout.py) makes minibatches of it with their
+advantages, `compute_loss` is the two clipped losses, `_finish_update` the statistics. `transformers.Trainer` owns
+everything around it: the loop, accumulation, clipping, precision, checkpoints, callbacks, logging.
 
 Axis letters: B episodes of this process, Q context tokens, T response tokens, V vocabulary.
 """
@@ -54,8 +54,8 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     Args:
         args: Configuration. The trainer keeps a copy in which `max_steps`, `logging_steps`, `save_steps` and
-            `eval_steps` are converted from updates to optimiser steps, `gradient_accumulation_steps` to the micro-batches
-            of one optimiser step.
+            `eval_steps` are converted from updates to optimiser steps, `gradient_accumulation_steps` to the
+            micro-batches of one optimiser step.
         processing_class: The policy's tokenizer. It needs no PAD token.
         model: Policy: a causal language model, a `PeftModel` of one, or a path (loaded in float32).
         ref_model: Reference rho; `None` copies the policy as it is now, or switches a fresh adapter off.
@@ -162,10 +162,10 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         self._start_unchecked = True
         logger.info(self.plan.describe(), main_process_only=True)
 
-    # ---- One update --------------------------------------------------------------------------------------------------
+    # ---- One update -------------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> MicroBatch | dict[str, Any]:
-        """The next micro-batch of the current rollout; a new batch of queries arriving after the last makes a new one."""
+        """The next micro-batch of the current rollout; a batch of queries arriving after the last makes a new one."""
         inputs = super()._prepare_inputs(inputs)
         micro_batch = next(self._micro_batches, None)
         if micro_batch is None:
@@ -217,19 +217,19 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         logprobs, entropy, values = self._evaluate_tokens(model, rollout)
         if self._start_unchecked:
             self._check_start(rollout, logprobs)
-        over = {"mask": rollout.mask, "total": inputs.total}
+        over: dict[str, Any] = {"mask": rollout.mask, "total": inputs.total}
         policy = policy_loss(logprobs, rollout.logprobs, inputs.advantages, clip_range=args.cliprange, **over)
         value = value_loss(values, rollout.values, inputs.returns, clip_range=args.cliprange_value, **over)
         self._record_losses(inputs, logprobs, entropy, values, policy, value)
         # `training_step` divides by the accumulated micro-batches, but these losses are already parts of a mean.
         return (policy + args.vf_coef * value) * self.plan.micro_batches_per_step
 
-    # ---- Models ------------------------------------------------------------------------------------------------------
+    # ---- Models -----------------------------------------------------------------------------------------------------
 
     def _sample(self, batch: dict[str, Any], generator: torch.Generator) -> Samples:
         """Responses with old log-probabilities and values, `local_rollout_forward_batch_size` rows at a time."""
         model, rule = self.accelerator.unwrap_model(self.model), self.task.task
-        stop = {"stop_token_id": self.task.truncate_id, "stop_after": rule.truncate_after}
+        stop: dict[str, Any] = {"stop_token_id": self.task.truncate_id, "stop_after": rule.truncate_after}
         parts = []
         for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
             part = sample(
@@ -248,7 +248,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     @property
     def _sampling_differs_from_training(self) -> bool:
-        """In bfloat16 the cached pass rounds otherwise than the training pass; a separate value network has no cache."""
+        """In bfloat16 the cached pass rounds otherwise than the training pass; a value network has no cache."""
         model = self.accelerator.unwrap_model(self.model)
         lower = self.accelerator.mixed_precision != "no" or model.policy.dtype != torch.float32
         return lower or model.value_model is not None
@@ -300,7 +300,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         """A model moved to this process's device and put in evaluation mode; anything else as it is."""
         return model.to(self.args.device).eval() if isinstance(model, torch.nn.Module) else model
 
-    # ---- Statistics --------------------------------------------------------------------------------------------------
+    # ---- Statistics -------------------------------------------------------------------------------------------------
 
     def _rollout_statistics(
         self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scored: Scored, shaped: ShapedRewards
@@ -344,7 +344,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             self._update_logs.clear()
         super().log(logs, start_time)
 
-    # ---- Evaluation --------------------------------------------------------------------------------------------------
+    # ---- Evaluation -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluation_loop(
@@ -357,7 +357,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     ) -> EvalLoopOutput:
         """Sample one response per held-out query and report the rollout statistics, as `eval_objective/kl` and so on.
 
-        The generator is seeded anew each time: evaluations are comparable, and training samples the same with or without.
+        The generator is seeded anew each time: evaluations are comparable, and they leave training's samples alone.
         """
         seed = self.args.seed + RANK_SEED_OFFSET * (self.args.process_index + self.args.world_size)
         generator = torch.Generator(self.args.device).manual_seed(seed)

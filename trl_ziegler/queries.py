@@ -53,8 +53,8 @@ def prepare_queries(
             raise ValueError(f"Row {row} of `{name}` has an empty prompt; drop it or give it text.")
         if len(ids) > limit:
             raise ValueError(
-                f"Row {row} of `{name}` has {len(ids)} tokens; with {own} tokens of prefix, suffix and response at most "
-                f"{limit} fit the task's query length and the model's context. Cut the prompts first."
+                f"Row {row} of `{name}` has {len(ids)} tokens; with {own} tokens of prefix, suffix and response at "
+                f"most {limit} fit the task's query length and the model's context. Cut the prompts first."
             )
     return dataset
 
@@ -63,8 +63,8 @@ def prepare_queries(
 class QueryCollator:
     """Batches rows with `input_ids` into left-padded contexts.
 
-    Returns `input_ids [B, Q]`, `attention_mask [B, Q]` (int64; 0 at padding, whose id is 0 and never embedded) and every
-    other column as a list of B values.
+    Returns `input_ids [B, Q]`, `attention_mask [B, Q]` (int64; 0 at padding, whose id is 0 and never embedded) and
+    every other column as a list of B values.
     """
 
     task: BoundTask

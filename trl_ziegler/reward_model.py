@@ -55,13 +55,13 @@ def as_reward_model(
     if not isinstance(base, RewardModelMixin):
         _require_one_label(base.config)
         _convert_head(base)
-        base.__class__ = _mixed(RewardModelMixin, type(base))
+        base.__class__ = _mixed(RewardModelMixin, base.__class__)
         # transformers keeps this one per object; Trainer reads it to tell expected missing keys from unexpected ones.
         base._keys_to_ignore_on_save = set(RewardModelMixin._keys_to_ignore_on_save)
     if base is not model:
         _require_trained_head(model, base)
         if not isinstance(model, PeftRewardModelMixin):
-            model.__class__ = _mixed(PeftRewardModelMixin, type(model))
+            model.__class__ = _mixed(PeftRewardModelMixin, model.__class__)
     if fresh_head:
         reward_head(model).reset(seed)
         forget_normalization(model)

@@ -206,6 +206,7 @@ class BestOfKRewardTrainer(RewardTrainer):
 
     _tag_names = ("trl", "reward-trainer", "best-of-k")
     _name = "Best-of-K Reward"
+    _signature_columns: list[str] | None
     _paper = {  # noqa: RUF012 - as in TRL's trainers
         "title": "Fine-Tuning Language Models from Human Preferences",
         "id": "1909.08593",

@@ -6,7 +6,7 @@ R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)) (Ziegler et al. 2019, section 2
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,14 +16,15 @@ from .kl_control import AdaptiveKLController, FixedKLController
 from .reward_model import score_token_ids
 from .tasks import BoundTask
 
-RewardFunction = PreTrainedModel | Callable[..., list[float | None]]
+RewardFunction: TypeAlias = PreTrainedModel | Callable[..., list[float | None]]
 
 
 class Scored(NamedTuple):
     """What the reward functions said of a batch of responses.
 
-    `scores [B]`: what PPO optimises, after cut, weights and penalty. `raw [B]`: without the penalty. `parts [B, F]`: each
-    function's own score, NaN where it gave `None`. `lengths [B]`: tokens up to the end. `valid [B]`: ended by the rule.
+    `scores [B]`: what PPO optimises, after cut, weights and penalty. `raw [B]`: without the penalty. `parts [B, F]`:
+    each function's own score, NaN where it gave `None`. `lengths [B]`: tokens up to the end. `valid [B]`: ended by the
+    rule.
     """
 
     scores: torch.Tensor

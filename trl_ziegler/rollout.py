@@ -47,8 +47,9 @@ class Rollout:
 class MicroBatch(NamedTuple):
     """One forward pass: a part of a minibatch with its `advantages [b, T]` and `returns [b, T]`.
 
-    `return_variance` is the population variance of the whole minibatch's returns. `total` is the number of trained tokens that the whole minibatch's losses are divided by (averaged over processes
-    where whitening is global), so that the losses of its micro-batches add up to the minibatch's mean.
+    `return_variance` is the population variance of the whole minibatch's returns. `total` is the number of trained
+    tokens that the whole minibatch's losses are divided by (averaged over processes where whitening is global), so
+    that the losses of its micro-batches add up to the minibatch's mean.
     """
 
     rollout: Rollout

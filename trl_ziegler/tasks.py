@@ -1,4 +1,4 @@
-"""What a task fixes: how a query is cut and formatted, how long a response is, where it ends, what a missing end costs.
+"""What a task fixes: how a query is cut and formatted, a response's length, where it ends, what a missing end costs.
 
 Numbers of the released code: `openai/lm-human-preferences` (cbfd210), `launch.py`; rules: `language/datasets.py`,
 `lm_tasks.py`. Lengths are in tokens, temperatures divide logits.

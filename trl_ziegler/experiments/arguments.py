@@ -4,19 +4,21 @@
 """
 
 import difflib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from trl import TrlParser
 
 from ..tasks import Task
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 SECTIONS = ("task", "world", "classifier", "sft", "reward", "policy")
 
 
@@ -91,14 +93,17 @@ class RecipeArguments:
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
-            value = getattr(self, name)
-            setattr(self, name, json.loads(value) if isinstance(value, str) else dict(value or {}))
+            setattr(self, name, as_section(name, getattr(self, name)))
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
         if (self.model is None) != (self.documents is None):
             raise ValueError(
                 "`model` and `documents` go together: give both for your own, or neither for the laptop world."
             )
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section's keys and values, read from whatever form it was given in."""
+        return getattr(self, name)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as written to `config.yaml`."""
@@ -111,13 +116,26 @@ def parse_recipe_arguments(default_config: Path, argv: Sequence[str] | None = No
     Flags `--section.key value` override single keys of a section. Raises `ValueError` naming an unknown key.
     """
     flags, overrides = split_section_flags(list(sys.argv[1:] if argv is None else argv))
+    flags = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if "--config" not in flags:
         flags = ["--config", str(default_config), *flags]
+    if flags[-1] == "--config":
+        raise ValueError("--config needs a value: the path of a YAML file.")
     config_name = Path(flags[flags.index("--config") + 1]).stem
     (args,) = TrlParser(RecipeArguments).parse_args_and_config(flags)
     for section, values in overrides.items():
-        getattr(args, section).update(values)
+        args.section(section).update(values)
     return args, config_name
+
+
+def as_section(name: str, value: Any) -> dict[str, Any]:
+    """A section as a mapping, from a YAML mapping, JSON text (`--policy '{"kl_target": 3}'`) or nothing."""
+    section = yaml.safe_load(value) if isinstance(value, str) else value
+    if section is not None and not isinstance(section, dict):
+        raise ValueError(
+            f"The section '{name}' is {value!r}; give keys and values, or flags such as --{name}.key value."
+        )
+    return dict(section or {})
 
 
 def split_section_flags(argv: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

@@ -109,7 +109,7 @@ def _best_of(
 ) -> dict[str, list]:
     """The best of `count` samples of the start model by the score PPO optimises: what reranking alone would give."""
     rows = [_answer(model, judged, tokenizer, queries, prompts) for _ in range(count)]
-    best = [max(range(count), key=lambda k, i=i: rows[k]["score"][i]) for i in range(len(queries))]
+    best = [max(range(count), key=scores.__getitem__) for scores in zip(*(row["score"] for row in rows), strict=True)]
     return {key: [rows[k][key][i] for i, k in enumerate(best)] for key in rows[0]}
 
 

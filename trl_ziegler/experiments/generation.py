@@ -16,7 +16,7 @@ MAX_ROUNDS = 12
 
 
 class Responses(NamedTuple):
-    """`responses [N, T]` ids as sampled and `kl [N]`, log(pi/rho) of each in nats (0 without a reference); on the CPU."""
+    """`responses [N, T]` ids as sampled; `kl [N]`, log(pi/rho) of each in nats (0 without a reference); on the CPU."""
 
     responses: torch.Tensor
     kl: torch.Tensor
@@ -95,9 +95,9 @@ def collect_candidates(
 ) -> tuple[list[dict[str, Any]], float]:
     """`count` different valid candidates for each query, and the share of samples that were rejected.
 
-    Only responses that end by the task's rule are shown to labellers, cut there (rejection sampling, section 3.1 of the
-    paper; `openai/lm-human-preferences`, `lm_tasks.py`). A query without enough of them after a number of rounds is
-    left out.
+    Only responses that end by the task's rule are shown to labellers, cut there (rejection sampling, section 3.1 of
+    the paper; `openai/lm-human-preferences`, `lm_tasks.py`). A query without enough of them after a number of rounds
+    is left out.
     """
     found: list[list[list[int]]] = [[] for _ in queries]
     drawn = kept = 0

@@ -1,7 +1,9 @@
 """The two trainers on one's own data and models, for `recipes/reward.py` and `recipes/ppo.py`."""
 
 import importlib
-from dataclasses import dataclass, field
+import os
+import sys
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from ..tasks import Task
 from .data import load_rows
 from .generation import Generator
 from .recipe import use_cores
+
+MODEL_OPTIONS = ("model_name_or_path", "lora_", "use_peft", "use_rslora", "use_dora")
 
 
 @dataclass
@@ -49,8 +53,14 @@ class PolicyScriptArguments:
 
 def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig, model: ModelConfig) -> None:
     """Train, evaluate if there are held-out labels, normalise, save; continue a run that was interrupted."""
+    check_model_options(model)
     use_cores(script.cpu_threads)
     rows = load_rows(script.dataset_name)
+    if script.normalization_samples and "prompt" not in rows.column_names:
+        raise ValueError(
+            f"`{script.dataset_name}` has no `prompt` column to sample responses to; add it, or pass "
+            "`--normalization_samples 0`."
+        )
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
     trainer = BestOfKRewardTrainer(
         model=load_reward_model(model.model_name_or_path, seed=args.seed),
@@ -58,7 +68,8 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
         train_dataset=rows,
         eval_dataset=None if script.eval_dataset_name is None else load_rows(script.eval_dataset_name),
         processing_class=tokenizer,
-        peft_config=get_peft_config(model),
+        # `ModelConfig` takes every model for a causal one, which a reward model is not.
+        peft_config=get_peft_config(replace(model, lora_task_type="SEQ_CLS")),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or get_last_checkpoint(args.output_dir))
     if script.eval_dataset_name is not None:
@@ -73,6 +84,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
 
 def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: ModelConfig) -> None:
     """Train and save; continue a run that was interrupted."""
+    check_model_options(model)
     use_cores(script.cpu_threads)
     trainer = ZieglerPPOTrainer(
         args=args,
@@ -88,15 +100,39 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
     trainer.accelerator.print(f"Policy: {args.output_dir}")
 
 
-def load_reward(name: str) -> RewardFunction:
-    """A reward model by path or id, or a function by `module:name`.
+def check_model_options(model: ModelConfig) -> None:
+    """Refuse by name what these scripts do not read of `ModelConfig`: everything but the model and its adapter."""
+    if model.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is missing; give the folder or hub id of the start model.")
+    for item in fields(ModelConfig):
+        value = getattr(model, item.name)
+        if not item.name.startswith(MODEL_OPTIONS) and value != item.default:
+            raise ValueError(
+                f"`{item.name}` is {value!r}, which this script does not use: weights are loaded in float32 (for "
+                "mixed precision there is `--bf16`). Leave it out, or call the trainer from Python with a loaded "
+                "model."
+            )
 
-    Raises `ValueError` where the module has no such function.
+
+def load_reward(name: str) -> RewardFunction:
+    """A reward model by path or id, or a function by `module:name`, the module in the working directory or installed.
+
+    Raises `ValueError` where there is no such module, or no such function in it.
     """
     module, colon, function = name.partition(":")
     if not colon:
         return load_reward_model(name)
-    loaded = getattr(importlib.import_module(module), function, None)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
+    try:
+        loaded = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        raise ValueError(
+            f"`reward` is '{name}', but there is no module {error.name}; give `module:function` with a module of the "
+            "working directory or an installed one."
+        ) from None
     if not callable(loaded):
         raise ValueError(f"`reward` is '{name}', but the module {module} has no function '{function}'.")
     return loaded
@@ -106,11 +142,6 @@ def _start_samples(
     script: RewardScriptArguments, path: str, tokenizer: Any, rows: Dataset, seed: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """This process's share of the start model's full, uncut responses to the data's own prompts."""
-    if "prompt" not in rows.column_names:
-        raise ValueError(
-            f"`{script.dataset_name}` has no `prompt` column to sample responses to; add it, or pass "
-            "`--normalization_samples 0`."
-        )
     state = PartialState()
     prompts = rows["prompt"][: script.normalization_samples][state.process_index :: state.num_processes]
     queries = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]

@@ -1,8 +1,8 @@
 """Runs the stages of an experiment, each leaving an artifact folder with a manifest in the run directory.
 
 A stage writes into `<stage>.partial`; the folder gets its manifest last and is then renamed to `<stage>`, so a folder
-without suffix is complete. On the next run a complete stage with the same settings is skipped, one with other settings is
-moved aside and run again, and a partial one continues from its last checkpoint (training) or starts over.
+without suffix is complete. On the next run a complete stage with the same settings is skipped, one with other settings
+is moved aside and run again, and a partial one continues from its last checkpoint (training) or starts over.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ def is_complete(folder: Path, fingerprint: str) -> bool:
 
 
 def prepare_partial(partial: Path, fingerprint: str) -> None:
-    """Keep a half-written artifact of the same settings (its checkpoints can be continued), else start an empty one."""
+    """Keep a half-written artifact of the same settings, to continue its checkpoints; else start an empty one."""
     settings = partial / SETTINGS
     if settings.is_file() and json.loads(settings.read_text()) == fingerprint:
         return

@@ -57,7 +57,7 @@ def write_results(
         metrics.update(read_metrics(run_dir / "evaluate"))
         samples = (run_dir / "evaluate" / "samples.jsonl").read_text(encoding="utf-8")
         write_text(run_dir / "samples.jsonl", samples)
-    metrics["kl_target"] = args.policy.get("kl_target")
+    metrics["kl_target"] = args.section("policy").get("kl_target")
     if (run_dir / "classifier" / MANIFEST).is_file() and "classifier" in stages:
         metrics["classifier"] = read_metrics(run_dir / "classifier")
     if (run_dir / "reward" / MANIFEST).is_file() and "reward" in stages:

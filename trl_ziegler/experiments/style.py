@@ -55,7 +55,7 @@ class StyleExperiment:
             raise ValueError(f"The task '{name}' is unknown; this experiment has {', '.join(TASKS)}.")
         self.name, self.args, self.run_dir = name, args, run_dir
         self.world = make_world(args)
-        self.task = section_task(BOOKS, args.task)
+        self.task = section_task(BOOKS, args.section("task"))
         # Every section is checked before the first stage starts.
         self._trainer_config(TrainingArguments, "classifier", run_dir)
         if args.sft:
@@ -96,7 +96,7 @@ class StyleExperiment:
             if name not in left_out
         ]
 
-    # ---- Stages ------------------------------------------------------------------------------------------------------
+    # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def classifier(self, folder: Path) -> None:
         """Train the sentiment classifier on reviews, and measure it on held-out ones."""
@@ -248,9 +248,10 @@ class StyleExperiment:
             score=score, judge=self.judge(), truth=None if truth is None else lambda text: truth(self.name, text)
         )
         queries = [row["prompt_ids"] for row in read_jsonl(self.run_dir / "collect" / "eval_queries.jsonl")]
+        # Two seeds: draws in common would tie the responses that are compared to each other.
         models = {
-            name: Generator(model, task, seed=self.args.seed + 1, batch_size=self.args.batch_size, reference=start)
-            for name, model in (("zero_shot", start), ("policy", policy))
+            name: Generator(model, task, seed=self.args.seed + i, batch_size=self.args.batch_size, reference=start)
+            for i, (name, model) in enumerate((("zero_shot", start), ("policy", policy)), start=1)
         }
         results = evaluate_policy(
             models,
@@ -265,7 +266,7 @@ class StyleExperiment:
             write_json(folder / f"{name}.json", results[name])
         write_jsonl(folder / "samples.jsonl", results["samples"])
 
-    # ---- What stages share -------------------------------------------------------------------------------------------
+    # ---- What stages share ------------------------------------------------------------------------------------------
 
     def start_path(self) -> str:
         """Path or id of the start model rho."""
@@ -304,15 +305,15 @@ class StyleExperiment:
         queries = [query for ids in documents if (query := task.query(ids)) is not None]
         if len(queries) < needed:
             raise ValueError(
-                f"The {split} documents give {len(queries)} queries, {needed} are needed; give more documents or lower "
-                "`num_labels`, `num_policy_queries` and `num_eval_queries`."
+                f"The {split} documents give {len(queries)} queries, {needed} are needed; give more documents or "
+                "lower `num_labels`, `num_policy_queries` and `num_eval_queries`."
             )
         return queries[:needed]
 
     def _trainer_config(self, config_class: type, section: str, folder: Path) -> Any:
         args = self.args
         forced = {"output_dir": str(folder), "seed": args.seed, "report_to": args.report_to, "run_name": section}
-        return section_config(config_class, section, getattr(args, section), **forced)
+        return section_config(config_class, section, args.section(section), **forced)
 
 
 def label_accuracy(model: PreTrainedModel, rows: list[dict[str, Any]]) -> dict[str, Any]:

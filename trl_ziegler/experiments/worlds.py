@@ -47,8 +47,9 @@ class WorldConfig:
 class World(Protocol):
     """What the stages ask of a source of texts and models. `split` is "train" or "test"."""
 
-    truth: Callable[[str, str], float] | None
-    """The generator's own verdict on a completion for a task, where there is one."""
+    @property
+    def truth(self) -> Callable[[str, str], float] | None:
+        """The generator's own verdict on a completion for a task, where there is one."""
 
     def documents(self, split: str) -> list[str]:
         """Texts that queries are cut from."""
@@ -67,7 +68,7 @@ class LaptopWorld:
     """The embedded world: generated corpora and tiny models with fresh weights, all from one seed."""
 
     def __init__(self, args: RecipeArguments) -> None:
-        self.sizes = section_config(WorldConfig, "world", args.world)
+        self.sizes = section_config(WorldConfig, "world", args.section("world"))
         self.seed = args.seed
 
     @staticmethod
@@ -109,15 +110,17 @@ class FileWorld:
     truth = None
 
     def __init__(self, args: RecipeArguments) -> None:
+        section_config(WorldConfig, "world", args.section("world"))  # not read, yet a misspelt key is to be refused
         self.args = args
 
     def documents(self, split: str) -> list[str]:
         """Texts of `documents`, in an order that no run seed changes; a tenth of them is the test split."""
+        assert self.args.documents is not None  # given with `model`, which the arguments see to
         rows = load_rows(self.args.documents)
         if self.args.documents_column not in rows.column_names:
             raise ValueError(
-                f"`documents` has the columns {rows.column_names}, not '{self.args.documents_column}'; name the text's "
-                "in `documents_column`."
+                f"`documents` has the columns {rows.column_names}, not '{self.args.documents_column}'; name the "
+                "text's in `documents_column`."
             )
         return part_of(list(rows[self.args.documents_column]), split)
 

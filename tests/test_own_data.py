@@ -1,0 +1,273 @@
+"""The scripts for one's own labels, prompts and models: they train, save, continue, and refuse what they cannot do."""
+
+import json
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
+
+from trl_ziegler.experiments.own_data import (
+    PolicyScriptArguments,
+    RewardScriptArguments,
+    load_reward,
+    train_policy,
+    train_reward_model,
+)
+from trl_ziegler.ppo_config import ZieglerPPOConfig
+from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
+from trl_ziegler.reward_model import is_normalized, load_reward_model, score_token_ids
+from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
+
+LABELS = [
+    {"prompt": " the cat was", "completions": [" good.", " bad.", " not very old."], "label": 0},
+    {"prompt": " a dog saw it. the", "completions": [" house", " cold garden"], "label": 1},
+    {"prompt": " she", "completions": [" loved it.", " hated it."], "label": 0},
+    {"prompt": " they found the old house in", "completions": [" the dull garden.", " a bright house."], "label": 1},
+] * 2
+PROMPTS = [{"prompt": row["prompt"], "number": i} for i, row in enumerate(LABELS)]
+COMMON = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-2}
+FOREVER = {"lr_scheduler_type": "constant"}
+
+
+@pytest.fixture(autouse=True)
+def private_places(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def start(tmp_path, tokenizer, make_causal_lm):
+    """A folder with a tiny start model, and its `ModelConfig`."""
+    make_causal_lm().save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    return ModelConfig(model_name_or_path=str(tmp_path / "start"))
+
+
+@pytest.fixture
+def adapted(tmp_path, tokenizer, make_causal_lm):
+    """The `ModelConfig` of a tiny Llama to be trained through an adapter."""
+    make_causal_lm("llama").save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
+    return ModelConfig(model_name_or_path=str(tmp_path / "llama"), **lora)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_rows(name, rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write_rows
+
+
+@pytest.fixture
+def function_of_rewards(tmp_path):
+    """A module of the working directory with the reward function `letter_e`."""
+    (tmp_path / "my_rewards.py").write_text(
+        "def letter_e(prompts, completions, **columns):\n"
+        "    assert len(columns['number']) == len(completions)\n"
+        "    return [float(text.count('e')) for text in completions]\n"
+        "not_a_function = 3\n"
+    )
+    yield "my_rewards:letter_e"
+    sys.modules.pop("my_rewards", None)
+
+
+@pytest.fixture
+def reward_job(tmp_path, start, write):
+    """`reward_job(folder, **config fields)` trains on `LABELS`; fields of the script's own go into `script`."""
+    labels = write("labels.jsonl", LABELS)
+
+    def run(folder, script=None, model=start, **fields):
+        arguments = {"dataset_name": labels, "normalization_samples": 8, "response_length": 6, "cpu_threads": 1}
+        config = {**COMMON, "output_dir": str(tmp_path / folder), "per_device_train_batch_size": 4, **fields}
+        train_reward_model(RewardScriptArguments(**arguments | (script or {})), BestOfKRewardConfig(**config), model)
+        return tmp_path / folder
+
+    return run
+
+
+@pytest.fixture
+def policy_job(tmp_path, start, write, function_of_rewards):
+    """`policy_job(folder, **config fields)` trains on `PROMPTS`; fields of the script's own go into `script`."""
+    prompts = write("prompts.jsonl", PROMPTS)
+
+    def run(folder, script=None, model=start, **fields):
+        arguments = {"dataset_name": prompts, "reward": function_of_rewards, "cpu_threads": 1}
+        config = {
+            **COMMON, "output_dir": str(tmp_path / folder), "per_device_train_batch_size": 4, "response_length": 5,
+            "num_ppo_epochs": 2, "logging_steps": 1, **fields,
+        }  # fmt: skip
+        train_policy(PolicyScriptArguments(**arguments | (script or {})), ZieglerPPOConfig(**config), model)
+        return tmp_path / folder
+
+    return run
+
+
+def interrupt_at(step, trainer_class, monkeypatch):
+    """Let the `step`-th forward and backward pass (1-based) of `trainer_class` end in a Ctrl-C."""
+    original, calls = trainer_class.training_step, []
+
+    def training_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_class, "training_step", training_step)
+    return calls
+
+
+def weights_of(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def scores_of(folder):
+    return score_token_ids(load_reward_model(folder), [[300, 301], [302]], [[303], [304, 305]])
+
+
+# ---- Reward models --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_trained_evaluated_normalised_and_saved(reward_job, write, capsys):
+    held_out = write("held_out.jsonl", LABELS[:4])
+    folder = reward_job("reward", {"eval_dataset_name": held_out}, max_steps=2, save_strategy="no")
+    model = load_reward_model(folder)
+    record = model.config.reward_normalization
+    assert is_normalized(model)
+    assert (record["n_samples"], record["target_mean"], record["target_std"]) == (8, 0.0, 1.0)
+    out = capsys.readouterr().out.strip().splitlines()
+    assert any("'eval_accuracy'" in line for line in out)
+    assert out[-1] == f"Reward model: {folder}"
+    assert (folder / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_normalisation_can_be_left_out(reward_job, start, write):
+    pairs = write("pairs.jsonl", [{"chosen": " she loved it.", "rejected": " she hated it."}] * 2)
+    folder = reward_job("reward", {"dataset_name": pairs, "normalization_samples": 0}, max_steps=1)
+    assert not is_normalized(load_reward_model(folder))
+
+
+@pytest.mark.slow
+def test_an_interrupted_reward_model_continues_to_the_weights_of_an_uninterrupted_one(reward_job, monkeypatch):
+    whole = reward_job("whole", max_steps=4, **FOREVER)
+    saving = {"max_steps": 4, "save_steps": 1, **FOREVER}
+    with monkeypatch.context() as patch:
+        interrupt_at(3, BestOfKRewardTrainer, patch)
+        with pytest.raises(KeyboardInterrupt):
+            reward_job("broken", **saving)
+    with monkeypatch.context() as patch:
+        calls = interrupt_at(99, BestOfKRewardTrainer, patch)
+        broken = reward_job("broken", **saving)
+    assert len(calls) == 2  # of four steps, the two that were still to be made
+    torch.testing.assert_close(scores_of(broken), scores_of(whole), atol=0, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_reward_adapter_is_trained_normalised_and_loaded_again(reward_job, adapted):
+    folder = reward_job("adapter", model=adapted, max_steps=1, save_strategy="no")
+    assert (folder / "adapter_config.json").is_file()
+    assert is_normalized(load_reward(str(folder)))
+
+
+def test_labels_without_prompts_are_refused_before_training(reward_job, write, monkeypatch):
+    monkeypatch.setattr(BestOfKRewardTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    pairs = write("pairs.jsonl", [{"chosen": " she loved it.", "rejected": " she hated it."}])
+    with pytest.raises(ValueError, match=r"pairs.jsonl` has no `prompt` column .* `--normalization_samples 0`"):
+        reward_job("reward", {"dataset_name": pairs})
+
+
+# ---- Policies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_on_a_function_of_ones_own_and_saved(policy_job, start, capsys):
+    folder = policy_job("policy", max_steps=2, save_strategy="no")
+    before, after = weights_of(start.model_name_or_path), weights_of(folder)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == f"Policy: {folder}"
+    assert (folder / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_on_the_reward_model_of_the_other_script(reward_job, policy_job):
+    reward = reward_job("reward", max_steps=1, save_strategy="no")
+    folder = policy_job("policy", {"reward": str(reward)}, max_steps=1, save_strategy="no")
+    assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_an_interrupted_policy_continues_to_the_weights_of_an_uninterrupted_one(policy_job, monkeypatch):
+    whole = policy_job("whole", max_steps=3, **FOREVER)
+    saving = {"max_steps": 3, "save_steps": 1, **FOREVER}
+    with monkeypatch.context() as patch:
+        interrupt_at(4, ZieglerPPOTrainer, patch)  # in the middle of the second of three updates of two steps
+        with pytest.raises(KeyboardInterrupt):
+            policy_job("broken", **saving)
+    with monkeypatch.context() as patch:
+        calls = interrupt_at(99, ZieglerPPOTrainer, patch)
+        broken = policy_job("broken", **saving)
+    assert len(calls) == 4  # the second and third update
+    for name, weight in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(broken)[name], weight, atol=0, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_policy_adapter_is_trained_and_saved(policy_job, adapted):
+    folder = policy_job("adapter", model=adapted, max_steps=1, save_strategy="no")
+    assert (folder / "adapter_config.json").is_file()
+
+
+# ---- What is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_is_a_model_or_a_function(function_of_rewards, make_classifier, tmp_path):
+    assert load_reward(function_of_rewards)(["a"], ["eel"], number=[1]) == [2.0]
+    make_classifier().save_pretrained(tmp_path / "classifier")
+    assert load_reward(str(tmp_path / "classifier")).config.num_labels == 1
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("my_rewards:letter_z", "the module my_rewards has no function 'letter_z'"),
+        ("my_rewards:not_a_function", "the module my_rewards has no function 'not_a_function'"),
+        ("no_such_module:f", "there is no module no_such_module; give `module:function`"),
+        ("my_rewards.deeper:f", "there is no module my_rewards.deeper"),
+    ],
+)
+def test_a_reward_that_is_no_function_is_named(function_of_rewards, name, message):
+    with pytest.raises(ValueError, match=f"`reward` is '{name}', but {message}"):
+        load_reward(name)
+
+
+def test_what_a_module_itself_lacks_is_not_taken_for_the_module(tmp_path):
+    (tmp_path / "needs_more.py").write_text("import no_such_dependency\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        load_reward("needs_more:f")
+
+
+@pytest.mark.parametrize("job", ["reward_job", "policy_job"])
+@pytest.mark.parametrize(
+    "option, value",
+    [("dtype", "bfloat16"), ("load_in_4bit", True), ("model_revision", "v2"), ("attn_implementation", "x")],
+)
+def test_model_options_that_nothing_reads_are_refused_by_name(request, start, job, option, value):
+    model = ModelConfig(model_name_or_path=start.model_name_or_path, **{option: value})
+    with pytest.raises(ValueError, match=f"`{option}` is {value!r}, which this script does not use"):
+        request.getfixturevalue(job)("never", model=model)
+
+
+def test_a_missing_model_is_named(reward_job):
+    with pytest.raises(ValueError, match="`model_name_or_path` is missing"):
+        reward_job("never", model=ModelConfig())
