@@ -31,7 +31,7 @@ LAYERS = {
     "trainers": {
         "ppo_checks",
         "ppo_config",
-        "ppo_loop",
+        "ppo_evaluation", "ppo_loop",
         "ppo_statistics",
         "ppo_trainer",
         "queries",

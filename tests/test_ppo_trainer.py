@@ -387,3 +387,20 @@ def test_config_without_a_task_masks_after_the_stop_token(train, tokenizer):
     trainer = train(task=None, response_length=6, stop_token_id=tokenizer(" the")["input_ids"][0], max_steps=1)
     assert trainer.task.task.regime == "eos"
     assert training_logs(trainer)[0]["objective/response_length"] <= 6
+
+
+def test_held_out_samples_come_as_a_table_and_leave_training_alone(train, capsys):
+    plain = train(max_steps=4)
+    sampled = train(max_steps=4, evaluate_with=eval_set(), num_sample_generations=2, per_device_eval_batch_size=2)
+    assert_same_weights(plain, sampled)
+    assert capsys.readouterr().out.count("model response") == 2
+    table = sampled.generate_completions()
+    assert list(table.columns) == ["query", "model response", "score"]
+    assert len(table) == 5
+    assert table["query"][0] == PROMPTS[0]
+    assert plain.generate_completions() is None
+
+
+def test_a_reward_model_that_was_never_normalised_is_warned_of(train, make_classifier, caplog):
+    train(reward_model=as_reward_model(make_classifier(), fresh_head=True), start=False)
+    assert "GPT2ForSequenceClassification was never normalised" in caplog.text

@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .ppo_config import ZieglerPPOConfig
+from .reward_model import is_normalized
+from .reward_wrapper import function_name
 from .rollout import Rollout
 from .tasks import Task
+
+logger = get_logger(__name__)
 
 
 def list_of(value: Any) -> list:
@@ -76,6 +81,16 @@ def check_setup(
     _check_scalar_models([r for r in [*rewards, value_model] if isinstance(r, torch.nn.Module)])
     _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
     _check_adapters(policy, ref_model, args)
+
+
+def warn_of_unnormalized(rewards: Sequence[Any]) -> None:
+    """Warn of a reward model without a normalisation record: beta is in units of its standard deviation."""
+    for reward in rewards:
+        if isinstance(reward, torch.nn.Module) and not is_normalized(reward):
+            logger.warning(
+                f"The reward model {function_name(reward)} was never normalised, so its scale is arbitrary and "
+                "`kl_coef` has no known unit; see `normalize_reward_model`."
+            )
 
 
 def _base(model: PreTrainedModel) -> PreTrainedModel:

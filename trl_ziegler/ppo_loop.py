@@ -10,26 +10,29 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl
+from transformers import TrainerControl
 
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
+from .ppo_evaluation import SampledEvaluation
 from .queries import UpdateSampler
 
 STATE_FILE = "ppo_state.json"
 GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
 
 
-class UpdateLoop(Trainer):
+class UpdateLoop(SampledEvaluation):
     """The part of `ZieglerPPOTrainer` between `Trainer`'s loop and PPO's updates.
 
     An update is one rollout and `plan.steps_per_update` optimiser steps. Expects the attributes `plan`,
-    `kl_controller`, `_sampling_generator`, `_permutation_generator`, `_deferred`, `_start_unchecked` and the method
-    `_finish_update`.
+    `kl_controller`, `_sampling_generator`, `_permutation_generator`, `_deferred`, `_step_sums`, `_start_unchecked` and
+    the method `_finish_update`.
     """
 
     plan: UpdatePlan
     control: TrainerControl
     _deferred: dict[str, bool]
+
+    _step_sums: dict[str, list[torch.Tensor]]
 
     def _finish_update(self) -> None:
         raise NotImplementedError
@@ -72,6 +75,15 @@ class UpdateLoop(Trainer):
         return scheduler
 
     @property
+    def _update(self) -> int:
+        return self.state.global_step // self.plan.steps_per_update
+
+    @property
+    def _updates_between_tables(self) -> int:
+        tables = self.args.num_sample_generations
+        return max(1, self.plan.updates // tables) if tables > 0 else self.plan.updates + 1
+
+    @property
     def _at_update_boundary(self) -> bool:
         return self.state.global_step % self.plan.steps_per_update == 0
 
@@ -85,12 +97,17 @@ class UpdateLoop(Trainer):
             return
         for flag in flags:
             setattr(self.control, flag, getattr(self.control, flag) or self._deferred.pop(flag, False))
-        if self._step_sums:
+        finished = bool(self._step_sums)  # `Trainer` calls this once more at the end of a pass over the data
+        if finished:
             self._finish_update()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if finished and self._update % self._updates_between_tables == 0:
+            self.generate_completions(sampling=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Policy, value function, tokenizer and arguments, in formats that load without pickle."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)

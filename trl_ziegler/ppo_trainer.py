@@ -19,9 +19,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
@@ -29,8 +27,16 @@ from .actor_critic import ActorCritic, response_logits
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
 from .optim import TFAdam
-from .ppo_checks import build_task, check_setup, check_sign_of_reward, check_start, list_of
+from .ppo_checks import (
+    build_task,
+    check_setup,
+    check_sign_of_reward,
+    check_start,
+    list_of,
+    warn_of_unnormalized,
+)
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
+from .ppo_evaluation import RANK_SEED_OFFSET
 from .ppo_loop import UpdateLoop, in_optimizer_steps
 from .ppo_statistics import loss_statistics, rollout_statistics
 from .queries import QueryCollator, extra_columns, prepare_queries, raw_queries, with_responses
@@ -41,16 +47,15 @@ from .tasks import Task
 
 logger = get_logger(__name__)
 
-RANK_SEED_OFFSET = 100003  # openai/lm-human-preferences, utils/core.py:set_mpi_seed
-
 
 class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     """TRL's `PPOTrainer` signature on `transformers.Trainer`'s loop, with the method of Ziegler et al. 2019.
 
     The parent's constructor and `train` are not used (its loop has no seam); its type, signature and model card are.
-    Overridden on `Trainer` here: `_prepare_inputs` (rollouts), `compute_loss`, `evaluation_loop` (sampling), `log`. In
-    [`UpdateLoop`]: `get_train_dataloader` (each batch of queries is repeated for its update), `create_scheduler` (the
-    rate changes once an update), `_maybe_log_save_evaluate` (acts at update boundaries), and saving and loading.
+    Overridden on `Trainer` here: `_prepare_inputs` (rollouts), `compute_loss`, `log`. In [`SampledEvaluation`]:
+    `evaluation_loop`, `evaluate`. In [`UpdateLoop`]: `get_train_dataloader` (each batch of queries is repeated for its
+    update), `create_scheduler` (the rate changes once an update), `_maybe_log_save_evaluate` (acts at update
+    boundaries), and saving and loading.
 
     Args:
         args: Configuration. The trainer keeps a copy in which `max_steps`, `logging_steps`, `save_steps` and
@@ -104,6 +109,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         policy = model if peft_config is None else get_peft_model(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
+        warn_of_unnormalized(rewards)
         if value_model is None and args.value_init == "reward":
             value_model = copy.deepcopy(rewards[0])
         self._reference_is_copy = ref_model is None
@@ -176,14 +182,9 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     @torch.no_grad()
     def _collect(self, batch: dict[str, Any]) -> Rollout:
         """Sample, score, shape, record, adapt beta."""
-        queries, columns = raw_queries(self.task, batch), extra_columns(batch)
-        with evaluating(self.model), self.compute_loss_context_manager():
-            samples = self._sample(batch, self._sampling_generator)
-            ref_logprobs = self._reference_logprobs(batch, samples.responses)
-        scored = self.reward.score(queries, samples.responses, columns)
+        samples, ref_logprobs, scored, shaped = self._respond(batch, self._sampling_generator)
         if self._start_unchecked:
             check_sign_of_reward(self.reward.shape, scored, samples.logprobs, ref_logprobs)
-        shaped = self.reward.shape(scored, samples.logprobs, ref_logprobs)
         rollout = Rollout(
             context_ids=batch["input_ids"],
             context_mask=batch["attention_mask"],
@@ -196,6 +197,16 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         self._update_logs.append(self._rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped))
         self.kl_controller.update(self._update_logs[-1]["objective/kl"], self.plan.batch_size)
         return rollout
+
+    def _respond(
+        self, batch: dict[str, Any], generator: torch.Generator
+    ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
+        """Responses to a batch of contexts, their `[B, T]` log rho, their scores and per-token rewards."""
+        with evaluating(self.model), self.compute_loss_context_manager():
+            samples = self._sample(batch, generator)
+            ref_logprobs = self._reference_logprobs(batch, samples.responses)
+        scored = self.reward.score(raw_queries(self.task, batch), samples.responses, extra_columns(batch))
+        return samples, ref_logprobs, scored, self.reward.shape(scored, samples.logprobs, ref_logprobs)
 
     def _train_on(self, rollout: Rollout) -> Iterator[MicroBatch]:
         """The micro-batches of one update on `rollout`."""
@@ -343,51 +354,6 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             logs["episode"] = self.state.global_step // self.plan.steps_per_update * self.plan.batch_size
             self._update_logs.clear()
         super().log(logs, start_time)
-
-    # ---- Evaluation -------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Sample one response per held-out query and report the rollout statistics, as `eval_objective/kl` and so on.
-
-        The generator is seeded anew each time: evaluations are comparable, and they leave training's samples alone.
-        """
-        seed = self.args.seed + RANK_SEED_OFFSET * (self.args.process_index + self.args.world_size)
-        generator = torch.Generator(self.args.device).manual_seed(seed)
-        columns: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for batch in dataloader:
-            with evaluating(self.model), self.compute_loss_context_manager():
-                samples = self._sample(batch, generator)
-                ref_logprobs = self._reference_logprobs(batch, samples.responses)
-            scored = self.reward.score(raw_queries(self.task, batch), samples.responses, extra_columns(batch))
-            shaped = self.reward.shape(scored, samples.logprobs, ref_logprobs)
-            episodes = rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped, self.reward.names)
-            for name, column in episodes.items():
-                columns[name].append(self.accelerator.gather_for_metrics(column.float().to(self.args.device)))
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        joined = {name: torch.cat(parts) for name, parts in columns.items()}
-        metrics = {f"{metric_key_prefix}_{name}": float(column.nanmean()) for name, column in joined.items()}
-        return EvalLoopOutput(None, None, metrics, num_samples=len(next(iter(joined.values()))))
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """`Trainer.evaluate` on prompts; a set that was not given to the constructor is tokenised first."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._prepare_eval(eval_dataset, self.processing_class)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def _prepare_eval(self, data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-        if data is None:
-            return None
-        if isinstance(data, dict):
-            return {name: self._prepare_eval(part, tokenizer) for name, part in data.items()}
-        return prepare_queries(data, tokenizer, name="eval_dataset", **self._query_options)
 
 
 def context_limit(policy: PreTrainedModel) -> int:
