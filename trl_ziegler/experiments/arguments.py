@@ -96,6 +96,10 @@ class RecipeArguments:
             setattr(self, name, as_section(name, getattr(self, name)))
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
+        if self.num_eval_labels < 1:
+            raise ValueError(
+                f"`num_eval_labels` is {self.num_eval_labels}; the reward model's accuracy needs held-out labels."
+            )
         if (self.model is None) != (self.documents is None):
             raise ValueError(
                 "`model` and `documents` go together: give both for your own, or neither for the laptop world."

@@ -150,7 +150,8 @@ class StyleExperiment:
         model, tokenizer = self.start_model()
         task = self.task.bind(tokenizer)
         labels = 0 if self.args.mode == "direct" else self.args.num_labels + self.args.num_eval_labels
-        train = self._queries(task, tokenizer, "train", max(labels, self.args.num_policy_queries))
+        needed = max(labels, self.args.num_policy_queries, self.args.num_normalization_samples)
+        train = self._queries(task, tokenizer, "train", needed)
         test = self._queries(task, tokenizer, "test", self.args.num_eval_queries)
         lengths = [len(query) for query in train]
         histogram = {str(n): lengths.count(n) for n in sorted(set(lengths))}
@@ -183,7 +184,12 @@ class StyleExperiment:
         rows = read_jsonl(self.run_dir / "label" / "labels.jsonl")
         columns = ("prompt_ids", "completion_ids", "label")
         data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
-        held_out = min(self.args.num_eval_labels, len(rows) // 5)
+        held_out = self.args.num_eval_labels
+        if len(rows) <= held_out:
+            raise ValueError(
+                f"Only {len(rows)} comparisons could be collected, no more than the {held_out} held-out ones; raise "
+                "`num_labels`, or look at why so many responses were rejected (collect/metrics.json)."
+            )
         samples = read_jsonl(self.run_dir / "collect" / "normalization.jsonl")
         queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
         _, tokenizer = self.start_model()
@@ -313,7 +319,9 @@ class StyleExperiment:
     def _trainer_config(self, config_class: type, section: str, folder: Path) -> Any:
         args = self.args
         forced = {"output_dir": str(folder), "seed": args.seed, "report_to": args.report_to, "run_name": section}
-        return section_config(config_class, section, args.section(section), **forced)
+        # The library pins memory by default, which warns at every loader of a machine without a GPU.
+        values = {"dataloader_pin_memory": torch.cuda.is_available(), **args.section(section)}
+        return section_config(config_class, section, values, **forced)
 
 
 def label_accuracy(model: PreTrainedModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
