@@ -31,7 +31,8 @@ LAYERS = {
     "trainers": {
         "ppo_checks",
         "ppo_config",
-        "ppo_evaluation", "ppo_loop",
+        "ppo_evaluation",
+        "ppo_loop",
         "ppo_statistics",
         "ppo_trainer",
         "queries",

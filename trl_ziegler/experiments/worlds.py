@@ -34,14 +34,16 @@ class WorldConfig:
         eval_passages: Held-out passages for evaluation queries.
         reviews: Labelled reviews for the classifier.
         eval_reviews: Held-out reviews for its accuracy.
-        vocab_size: Tokens.
+        vocab_size: Most tokens of the tokenizer.
+        width: Hidden size of the start model.
     """
 
     passages: int = 10_000
     eval_passages: int = 2_000
     reviews: int = 6_000
     eval_reviews: int = 1_000
-    vocab_size: int = 800
+    vocab_size: int = 900
+    width: int = 64
 
 
 class World(Protocol):
@@ -95,7 +97,7 @@ class LaptopWorld:
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A tiny GPT-2 with fresh weights."""
         torch.manual_seed(self.seed)
-        return AutoModelForCausalLM.from_config(laptop.lm_config(self.tokenizer)), self.tokenizer
+        return AutoModelForCausalLM.from_config(laptop.lm_config(self.tokenizer, n_embd=self.sizes.width)), self.tokenizer
 
     def classifier(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A tiny GPT-2 classifier with fresh weights."""
