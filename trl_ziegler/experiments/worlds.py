@@ -97,7 +97,9 @@ class LaptopWorld:
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A tiny GPT-2 with fresh weights."""
         torch.manual_seed(self.seed)
-        return AutoModelForCausalLM.from_config(laptop.lm_config(self.tokenizer, n_embd=self.sizes.width)), self.tokenizer
+        return AutoModelForCausalLM.from_config(
+            laptop.lm_config(self.tokenizer, n_embd=self.sizes.width)
+        ), self.tokenizer
 
     def classifier(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A tiny GPT-2 classifier with fresh weights."""
