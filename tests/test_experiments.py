@@ -396,3 +396,15 @@ def test_a_changed_setting_reruns_the_stages_that_read_it_and_those_that_build_o
     ran.clear()
     run(**changed)
     assert ran == rerun
+
+
+def test_more_samples_than_a_batch_holds_are_drawn_in_parts(make_causal_lm, tokenizer):
+    task = Task("t", 4, temperature=1.0).bind(tokenizer)
+    generator = Generator(make_causal_lm(), task, seed=0, batch_size=3)
+    rows = []
+    inner = generator._sample_batch
+    generator._sample_batch = lambda ids, mask, count: rows.append(len(ids) * count) or inner(ids, mask, count)
+    out = generator.sample([[5, 6], [7]], count=8)
+    assert rows == [3, 3, 2, 3, 3, 2]
+    assert out.responses.shape == (16, 4)
+    assert len({tuple(row) for row in out.responses.tolist()}) == 16

@@ -1,5 +1,6 @@
 """Sampling responses to lists of queries, with progress; and the candidates that labellers are shown."""
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -58,15 +59,18 @@ class Generator:
         order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
         responses = torch.zeros(len(queries), count, self.task.task.response_length, dtype=torch.long)
         kl = torch.zeros(len(queries), count)
-        size = max(1, self.batch_size // count)
+        # A batch is some queries with all their responses, or one query with some of them.
+        share = min(count, self.batch_size)
+        size = self.batch_size // share
         with tqdm(total=len(queries) * count, desc=description, unit=" responses", leave=False) as progress:
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
+            for start, first in product(range(0, len(order), size), range(0, count, share)):
+                rows, columns = order[start : start + size], slice(first, min(first + share, count))
                 batch = QueryCollator(self.task)([{"input_ids": queries[i]} for i in rows])
-                part = self._sample_batch(batch["input_ids"], batch["attention_mask"], count)
-                responses[rows] = part.responses.view(len(rows), count, -1)
-                kl[rows] = part.kl.view(len(rows), count)
-                progress.update(len(rows) * count)
+                drawn = columns.stop - columns.start
+                part = self._sample_batch(batch["input_ids"], batch["attention_mask"], drawn)
+                responses[rows, columns] = part.responses.view(len(rows), drawn, -1)
+                kl[rows, columns] = part.kl.view(len(rows), drawn)
+                progress.update(len(rows) * drawn)
         return Responses(responses.flatten(0, 1), kl.flatten())
 
     def _sample_batch(self, ids: torch.Tensor, mask: torch.Tensor, count: int) -> Responses:

@@ -255,9 +255,10 @@ class StyleExperiment:
         )
         queries = [row["prompt_ids"] for row in read_jsonl(self.run_dir / "collect" / "eval_queries.jsonl")]
         # Two seeds: draws in common would tie the responses that are compared to each other.
+        seed, size = self.args.seed, self.args.batch_size
         models = {
-            name: Generator(model, task, seed=self.args.seed + i, batch_size=self.args.batch_size, reference=start)
-            for i, (name, model) in enumerate((("zero_shot", start), ("policy", policy)), start=1)
+            "zero_shot": Generator(start, task, seed=seed + 1, batch_size=size),
+            "policy": Generator(policy, task, seed=seed + 2, batch_size=size, reference=start),
         }
         results = evaluate_policy(
             models,
