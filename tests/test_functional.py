@@ -209,6 +209,7 @@ class TestGainAndBias:
         ("raw", "options", "message"),
         [
             ([0.1, 0.1, 0.1], {}, "at least two different values to be normalised, got 3 equal ones"),
+            ([0.1, 0.1 + 1e-8, 0.1], {}, "got 3 equal ones"),
             ([], {}, "at least two different values"),
             ([1.0, NAN], {}, "must be finite"),
             ([1.0, 2.0], {"target_std": 0.0}, "`target_std` must be positive, got 0.0"),

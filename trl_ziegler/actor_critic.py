@@ -86,6 +86,13 @@ class ActorCritic(nn.Module):
         """
         return self._run(input_ids[:, :-1], attention_mask[:, :-1], response_length)
 
+    def network_values(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+    ) -> torch.Tensor:
+        """The values `[B, T]` of `forward` alone, for a separate value network; args as there."""
+        inputs = model_inputs(input_ids[:, :-1], attention_mask[:, :-1])
+        return self._network_values(inputs, response_length)
+
     def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Any = None) -> ActorCriticOutput:
         """One sampling step: `logits [B, 1, V]` of the next token, `values [B, 1]` of the state, and the cache.
 
@@ -109,14 +116,14 @@ class ActorCritic(nn.Module):
             # A separate network keeps no cache; its values are read from the finished responses by `forward`.
             values = torch.zeros(out.logits.shape[:2], device=out.logits.device)
         else:
-            values = self._network_values(self.value_model, inputs, keep)
+            values = self._network_values(inputs, keep)
         return ActorCriticOutput(out.logits, values, out.get("past_key_values"))
 
-    @staticmethod
-    def _network_values(model: PreTrainedModel, inputs: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+    def _network_values(self, inputs: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+        assert self.value_model is not None
         rows, width = inputs["input_ids"].shape
         positions = torch.arange(width - keep, width, device=inputs["input_ids"].device).expand(rows, -1)
-        return model(**inputs, reward_positions=positions).logits
+        return self.value_model(**inputs, reward_positions=positions).logits
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in the policy and in the value network if there is one."""

@@ -119,7 +119,7 @@ def gain_and_bias(raw_scores: Tensor, *, target_mean: float = 0.0, target_std: f
         Two scalars `(gain, bias)`. Source: rewards.py:set_reward_norm.
 
     Raises:
-        ValueError: on a wrong shape, a target_std <= 0, non-finite scores, or scores that are all equal.
+        ValueError: on a wrong shape, a target_std <= 0, non-finite scores, or scores that are equal up to rounding.
     """
     _require_axes("[N]", raw_scores=raw_scores)
     if not target_std > 0:
@@ -128,7 +128,7 @@ def gain_and_bias(raw_scores: Tensor, *, target_mean: float = 0.0, target_std: f
         raise ValueError(
             "`raw_scores` must be finite to be normalised; check the reward model's outputs for NaN and inf."
         )
-    if raw_scores.numel() == 0 or raw_scores.min() == raw_scores.max():
+    if not _differ(raw_scores):
         raise ValueError(
             f"`raw_scores` needs at least two different values to be normalised, got {raw_scores.numel()} equal ones; "
             "score more samples, or check that the reward head is not zero."
@@ -487,6 +487,17 @@ def _require_integers(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             raise ValueError(f"`{name}` must hold integers, got dtype {tensor.dtype}.")
+
+
+def _differ(values: Tensor) -> bool:
+    """Whether the values differ by more than rounding: equal rows of one batch need not give equal floats.
+
+    A score is a sum of terms of order 1, so rounding is measured against 1 even where the sum is smaller.
+    """
+    if values.numel() == 0:
+        return False
+    values = _at_least_float32(values)
+    return bool(values.max() - values.min() > 128 * torch.finfo(values.dtype).eps * values.abs().max().clamp(min=1))
 
 
 def _require_candidates(rewards: Tensor) -> None:

@@ -252,23 +252,20 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
                 generator=generator,
                 **(stop if rule.regime == "eos" else {}),
             )
-            if self._sampling_differs_from_training:
-                part = self._with_training_forward(model, ids, mask, part)
-            parts.append(part)
+            parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
-    @property
-    def _sampling_differs_from_training(self) -> bool:
-        """In bfloat16 the cached pass rounds otherwise than the training pass; a value network has no cache."""
-        model = self.accelerator.unwrap_model(self.model)
+    def _as_trained(self, model: ActorCritic, ids: torch.Tensor, mask: torch.Tensor, samples: Samples) -> Samples:
+        """`samples` with what the cached pass could not give: it rounds otherwise than the training pass in bfloat16,
+        and a value network keeps no cache."""
         lower = self.accelerator.mixed_precision != "no" or model.policy.dtype != torch.float32
-        return lower or model.value_model is not None
-
-    def _with_training_forward(
-        self, model: ActorCritic, ids: torch.Tensor, mask: torch.Tensor, samples: Samples
-    ) -> Samples:
+        if not lower and model.value_model is None:
+            return samples
+        length = samples.responses.shape[1]
         rollout_ids, rollout_mask = with_responses(ids, mask, samples.responses)
-        out = model(rollout_ids, rollout_mask, samples.responses.shape[1])
+        if not lower:
+            return samples._replace(values=model.network_values(rollout_ids, rollout_mask, length).float())
+        out = model(rollout_ids, rollout_mask, length)
         logprobs = token_logprobs(out.logits, samples.responses, temperature=self.task.task.temperature)
         return Samples(samples.responses, logprobs, out.values.float())
 

@@ -57,6 +57,8 @@ def lm_config(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        # The same function as GPT-2's "gelu_new" in one kernel; that one, in Python, is a third of a step on a CPU.
+        activation_function="gelu_pytorch_tanh",
         initializer_range=0.02 * math.sqrt(768 / n_embd),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
