@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WHITEN_EPS = 1e-8  # openai/lm-human-preferences, utils/core.py:whiten
+SCORE_ROUNDING = 1e-5  # a score is a float32 sum of hundreds of terms of order 1, whatever dtype it is passed in
 
 
 class KLEntropyRewards(NamedTuple):
@@ -489,15 +490,9 @@ def _require_integers(**tensors: Tensor) -> None:
             raise ValueError(f"`{name}` must hold integers, got dtype {tensor.dtype}.")
 
 
-def _differ(values: Tensor) -> bool:
-    """Whether the values differ by more than rounding: equal rows of one batch need not give equal floats.
-
-    A score is a sum of terms of order 1, so rounding is measured against 1 even where the sum is smaller.
-    """
-    if values.numel() == 0:
-        return False
-    values = _at_least_float32(values)
-    return bool(values.max() - values.min() > 128 * torch.finfo(values.dtype).eps * values.abs().max().clamp(min=1))
+def _differ(scores: Tensor) -> bool:
+    """Whether scores differ by more than rounding: equal rows of one batch need not give equal floats."""
+    return scores.numel() > 0 and bool(scores.max() - scores.min() > SCORE_ROUNDING * scores.abs().max().clamp(min=1))
 
 
 def _require_candidates(rewards: Tensor) -> None:
