@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import TrainingArguments
 
 from ._compat import PPOConfig
+from .presets import PAPER_POLICY, RELEASED_POLICY, Presets, Table
 
 DERIVED = (
     "world_size",
@@ -26,12 +27,13 @@ REFUSED = {
 
 
 @dataclass
-class ZieglerPPOConfig(PPOConfig):
+class ZieglerPPOConfig(Presets, PPOConfig):
     r"""Configuration of [`ZieglerPPOTrainer`]: TRL's `PPOConfig` with the fields the paper needs.
 
     Batch sizes are TRL's: an update collects `per_device_train_batch_size * gradient_accumulation_steps` episodes per
     process and makes `num_ppo_epochs * num_mini_batches` optimiser steps on them. `logging_steps`, `save_steps`,
-    `eval_steps` and `max_steps` count updates.
+    `eval_steps` and `max_steps` count updates. `ZieglerPPOConfig.paper("sentiment")` and `.released_code(...)` have
+    the method's own numbers ([`Presets`]).
 
     Parameters:
         kl_target (`float`, *optional*):
@@ -58,6 +60,9 @@ class ZieglerPPOConfig(PPOConfig):
     > - `gradient_checkpointing`: off (`None`). TRL's `True` costs a second forward pass that small models do not need;
     >   in newer releases of transformers the field is called `activation_checkpointing`.
     """
+
+    _paper: ClassVar[Table] = PAPER_POLICY
+    _released_code: ClassVar[Table] = RELEASED_POLICY
 
     bf16: bool | None = field(default=False, metadata={"help": "Train under bfloat16 autocast."})
     gradient_checkpointing: bool | None = field(

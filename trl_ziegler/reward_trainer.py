@@ -7,7 +7,7 @@ import copy
 import math
 from dataclasses import dataclass, field, fields
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -21,6 +21,7 @@ from trl import RewardConfig, RewardTrainer
 from .optim import TFAdam
 from .preference_data import JUDGEMENTS, prepare_preferences
 from .preference_losses import best_candidates, preference_loss
+from .presets import PAPER_REWARD, RELEASED_REWARD, Presets, Table
 from .reward_model import (
     as_reward_model,
     forget_normalization,
@@ -43,13 +44,13 @@ FILLER = -100.0  # of absent candidates in what `compute_metrics` gets: the valu
 
 
 @dataclass
-class BestOfKRewardConfig(RewardConfig):
+class BestOfKRewardConfig(Presets, RewardConfig):
     r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with two fields more.
 
     `max_length` counts a prompt with one completion; records with a longer one are dropped.
     `center_rewards_coefficient` adds that coefficient times the mean of (2 × mean reward of a record)², which for K =
     2 is TRL's (r_chosen + r_rejected)². A `margin` column is taken off the labelled candidate's reward, as in TRL. The
-    paper clips no gradients: set `max_grad_norm=0` for that.
+    released code clips no gradients: `max_grad_norm=0`. `.paper(task)` and `.released_code(task)`: see [`Presets`].
 
     Parameters:
         loss_type (`str`, *optional*, defaults to `"best_of_k"`):
@@ -69,6 +70,8 @@ class BestOfKRewardConfig(RewardConfig):
     > - `num_train_epochs`: `1`. The paper uses each label once, as more epochs overfit; TRL trains 3.
     """
 
+    _paper: ClassVar[Table] = PAPER_REWARD
+    _released_code: ClassVar[Table] = RELEASED_REWARD
     bf16: bool | None = field(default=False, metadata={"help": "Train under bfloat16 autocast."})
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Recompute activations in the backward pass to save memory."}
