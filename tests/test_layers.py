@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "trl_ziegler"
 
 LAYERS = {
-    "base": {"_compat", "_version", "functional", "kl_control", "optim", "prefix_sharing", "presets", "tasks"},
+    "base": {"_compat", "_files", "_version", "functional", "kl_control", "optim", "prefix_sharing", "presets", "tasks"},
     "parts": {
         "actor_critic",
         "openai_labels",
@@ -29,6 +29,7 @@ LAYERS = {
     "labelers": {"label", "labelers"},
     "metrics": {"metrics"},
     "trainers": {
+        "ppo_checkpoints",
         "ppo_checks",
         "ppo_config",
         "ppo_evaluation",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from ppo_runs import PROMPTS, CountSteps, assert_same_weights, letter_e, training_logs
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trl_ziegler._compat import PPOTrainer
@@ -21,71 +22,7 @@ from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 from trl_ziegler.reward_model import as_reward_model
 from trl_ziegler.tasks import Task
 
-TASK = Task("t", 6, temperature=0.7, truncate_token=".", truncate_after=3, penalty=-1.0)
-PROMPTS = [" the cat was", " a dog saw it. the", " she", " they found the old house in the garden and"]
-
-
-def letter_e(prompts, completions, **columns):
-    return [float(text.count("e")) for text in completions]
-
-
-@pytest.fixture
-def train(tmp_path, tokenizer, make_causal_lm):
-    """`train(**config fields)` runs a small job and returns the trainer, which gets `model`, `task` and so on."""
-
-    def run(resume=None, evaluate_with=None, start=True, **fields):
-        options = {
-            name: fields.pop(name)
-            for name in ("model", "reward_model", "value_model", "peft_config", "task", "callbacks", "ref_model")
-            if name in fields
-        }
-        settings = {
-            "output_dir": str(tmp_path / "run"),
-            "per_device_train_batch_size": 4,
-            "max_steps": 3,
-            "num_ppo_epochs": 2,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **fields,
-        }
-        if "task" not in options:
-            options["task"] = TASK
-        trainer = ZieglerPPOTrainer(
-            ZieglerPPOConfig(**settings),
-            tokenizer,
-            options.pop("model", None) or make_causal_lm(),
-            reward_model=options.pop("reward_model", letter_e),
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS * 3, "number": list(range(12))}),
-            eval_dataset=evaluate_with,
-            **options,
-        )
-        if start:
-            trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    return run
-
-
-def training_logs(trainer) -> list[dict]:
-    return [row for row in trainer.state.log_history if "loss" in row]
-
-
-def assert_same_weights(ours, theirs, **tolerance):
-    tolerance = tolerance or {"atol": 0, "rtol": 0}
-    for (name, a), b in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
-
-
-class CountSteps(TrainerCallback):
-    def __init__(self):
-        self.steps = 0
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.steps += 1
+pytest_plugins = "ppo_train_fixture"
 
 
 def test_constructor_is_trl_s_and_so_is_the_type(train):

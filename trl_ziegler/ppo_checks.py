@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.logging import get_logger
@@ -14,7 +14,7 @@ from .ppo_config import ZieglerPPOConfig
 from .reward_model import is_normalized
 from .reward_wrapper import function_name
 from .rollout import Rollout
-from .tasks import Task
+from .tasks import BoundTask, Task
 
 logger = get_logger(__name__)
 
@@ -168,3 +168,30 @@ def check_start(
         )
     if zero_head and bool(rollout.values.any()):
         raise RuntimeError("Before the first step the zero-initialised value head gives values other than 0.")
+
+
+def first_non_finite_row(mask: torch.Tensor, *tensors: torch.Tensor) -> int | None:
+    """The first row where one of the tensors `[b, T]` is not finite under `mask [b, T]`, or `None`."""
+    finite = torch.stack([tensor.detach().isfinite() for tensor in tensors]).all(0)
+    bad = (~finite & mask).any(1)
+    return int(bad.nonzero()[0]) if bad.any() else None
+
+
+def non_finite_gradients(model: torch.nn.Module) -> list[str]:
+    """Names of the parameters whose gradient holds a NaN or an infinity."""
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    if not named or all(norm.isfinite() for norm in torch._foreach_norm([grad for _, grad in named])):
+        return []
+    return [name for name, grad in named if not grad.isfinite().all()]
+
+
+def raise_non_finite(
+    what: str, tokenizer: PreTrainedTokenizerBase, task: BoundTask, rollout: Rollout, row: int
+) -> NoReturn:
+    """`FloatingPointError` that names the prompt and the response in `row`."""
+    query = task.query_of(rollout.context_ids[row][rollout.context_mask[row].bool()].tolist())
+    response = rollout.responses[row][rollout.mask[row]]
+    raise FloatingPointError(
+        f"The {what} of the prompt {tokenizer.decode(query)!r} and the response {tokenizer.decode(response)!r} is not "
+        "finite; the run stops before the weights change."
+    )

@@ -52,6 +52,12 @@ class ZieglerPPOConfig(Presets, PPOConfig):
         optimizer (`str`, *optional*, defaults to `"hf"`):
             `"hf"` uses `optim` and its arguments; `"tf_adam"` the reference's Adam, whose epsilon of 1e-5 sits
             outside the bias correction ([`TFAdam`]).
+        target_kl (`float`, *optional*):
+            Ends an update before the step of a minibatch on which `policy/approxkl_avg`, half the mean squared
+            log-ratio to the sampling policy in nats^2 per token, exceeds this. `None` (the paper) makes every step.
+            It bounds one update; `kl_target` steers the distance to the reference over the run.
+        rollout_dir (`str`, *optional*):
+            Folder that gets every rollout as JSON lines, one file per update and process.
 
     > [!NOTE]
     > These parameters have default values different from `PPOConfig`:
@@ -84,6 +90,12 @@ class ZieglerPPOConfig(Presets, PPOConfig):
     )
     optimizer: Literal["hf", "tf_adam"] = field(
         default="hf", metadata={"help": "'hf' follows `optim`; 'tf_adam' is the reference's Adam."}
+    )
+    target_kl: float | None = field(
+        default=None, metadata={"help": "End an update before a step whose policy/approxkl_avg exceeds this."}
+    )
+    rollout_dir: str | None = field(
+        default=None, metadata={"help": "Write every rollout into this folder as JSON lines."}
     )
 
     def __post_init__(self) -> None:
@@ -128,6 +140,10 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError(f"`value_init` is {self.value_init!r}; it can be 'zero' or 'reward'.")
         if self.optimizer not in ("hf", "tf_adam"):
             raise ValueError(f"`optimizer` is {self.optimizer!r}; it can be 'hf' or 'tf_adam'.")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"`target_kl` is {self.target_kl}; give a value above 0, or None to make every step.")
+        if self.target_kl is not None and self.fp16:
+            raise ValueError("`target_kl` leaves out steps, which the loss scaling of `fp16` cannot; use `bf16`.")
         for name, least in (("num_ppo_epochs", 1), ("num_mini_batches", 1), ("local_rollout_forward_batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; give at least {least}.")

@@ -1,41 +1,108 @@
 """What makes `Trainer`'s loop count in updates: order of the queries, learning rate, boundaries, checkpoints."""
 
 import copy
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import TrainerControl
+from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers.trainer_utils import TrainOutput
 
+from .kl_control import FixedKLController
+from .ppo_checkpoints import (
+    load_generators,
+    load_ppo_state,
+    newest_checkpoint,
+    require_whole,
+    save_generators,
+    save_ppo_state,
+)
+from .ppo_checks import non_finite_gradients, raise_non_finite
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
 from .ppo_evaluation import SampledEvaluation
+from .ppo_statistics import UpdateRecord
 from .queries import UpdateSampler
-
-STATE_FILE = "ppo_state.json"
-GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
+from .rollout import MicroBatch
 
 
 class UpdateLoop(SampledEvaluation):
     """The part of `ZieglerPPOTrainer` between `Trainer`'s loop and PPO's updates.
 
-    An update is one rollout and `plan.steps_per_update` optimiser steps. Expects the attributes `plan`,
-    `kl_controller`, `_sampling_generator`, `_permutation_generator`, `_deferred`, `_step_sums`, `_start_unchecked` and
-    the method `_finish_update`.
+    An update is one rollout and `plan.steps_per_update` optimiser steps. Expects the attributes declared here and the
+    methods `_gradient_is_finite` and `_require_finite`.
     """
 
     plan: UpdatePlan
     control: TrainerControl
-    _deferred: dict[str, bool]
+    kl_controller: FixedKLController
+    _generators: dict[str, torch.Generator]
+    _micro_batches: Iterator[MicroBatch]
+    _start_unchecked: bool
+    record: UpdateRecord
 
-    _step_sums: dict[str, list[torch.Tensor]]
+    def _start_counting(self) -> None:
+        """What the loop keeps between two optimiser steps."""
+        self.record = UpdateRecord(lambda values: self.accelerator.gather(values[None]).mean(0).tolist())
+        self._micro_batches = iter(())
+        self._step_batches: list[MicroBatch] = []
+        self._deferred: dict[str, bool] = {}
+        self._steps_taken, self._update_ended = 0, False
+        self.add_callback(BeforeEachStep(self._before_step))
 
-    def _finish_update(self) -> None:
+    def _gradient_is_finite(self, batch: MicroBatch) -> bool:
         raise NotImplementedError
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """`Trainer.train`, resuming (`True`) from the newest whole checkpoint of the output directory.
+
+        A checkpoint whose writing was cut off is passed over with a warning; given by its path it is refused.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir) or True
+        elif resume_from_checkpoint:
+            require_whole(resume_from_checkpoint)
+        return Trainer.train(self, resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """`Trainer.training_step`, or nothing at all once `target_kl` has ended the update.
+
+        Without a backward pass the gradients are None, which every optimiser passes over; zeros would still move the
+        weights through the momentum.
+        """
+        if self._update_ended:
+            return torch.zeros((), device=self.args.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _before_step(self) -> None:
+        """With a minibatch's gradients at hand: refuse what is not finite, and a policy that has moved too far."""
+        if self._update_ended:
+            return
+        target = self.args.target_kl
+        if target is not None and self.record.last("policy/approxkl_avg", self.plan.micro_batches_per_step) > target:
+            self._update_ended = True
+            self.model.zero_grad()
+        else:
+            self._require_finite_gradients()
+            self._steps_taken += 1
+        self._step_batches.clear()
+
+    def _require_finite_gradients(self) -> None:
+        names = non_finite_gradients(self.model)
+        if not names:
+            return
+        for batch in self._step_batches:
+            for row in range(len(batch.rollout)):
+                if not self._gradient_is_finite(batch.row(row)):
+                    raise_non_finite("gradient", self.processing_class, self.task, batch.rollout, row)
+        raise FloatingPointError(
+            f"The gradient of {names[0]} is not finite, though that of every single response of this process is; the "
+            "run stops before the weights change."
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one update's queries per process, each repeated for every micro-batch of its update."""
@@ -97,12 +164,18 @@ class UpdateLoop(SampledEvaluation):
             return
         for flag in flags:
             setattr(self.control, flag, getattr(self.control, flag) or self._deferred.pop(flag, False))
-        finished = bool(self._step_sums)  # `Trainer` calls this once more at the end of a pass over the data
+        finished = self.record.open  # `Trainer` calls this once more at the end of a pass over the data
         if finished:
             self._finish_update()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if finished and self._update % self._updates_between_tables == 0:
             self.generate_completions(sampling=True)
+
+    def _finish_update(self) -> None:
+        taken = {} if self.args.target_kl is None else {"policy/optimizer_steps": float(self._steps_taken)}
+        self.record.finish(self.plan.micro_batches_per_step, **taken)
+        self._micro_batches = iter(())
+        self._steps_taken, self._update_ended = 0, False
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Policy, value function, tokenizer and arguments, in formats that load without pickle."""
@@ -117,28 +190,33 @@ class UpdateLoop(SampledEvaluation):
     def _save_rng_state(self, output_dir: str) -> None:
         """Besides the library's random states: this process's generators, and beta."""
         super()._save_rng_state(output_dir)
-        states = {"sampling": self._sampling_generator, "permutation": self._permutation_generator}
-        file = Path(output_dir, GENERATOR_FILE.format(rank=self.args.process_index))
-        save_file({name: generator.get_state() for name, generator in states.items()}, file)
+        save_generators(output_dir, self._generators, self.args.process_index)
         if self.args.should_save:
-            Path(output_dir, STATE_FILE).write_text(json.dumps({"kl_controller": self.kl_controller.state_dict()}))
+            save_ppo_state(output_dir, self.kl_controller, self.args.world_size)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        states = load_file(Path(checkpoint, GENERATOR_FILE.format(rank=self.args.process_index)))
-        self._sampling_generator.set_state(states["sampling"])
-        self._permutation_generator.set_state(states["permutation"])
-        state = json.loads(Path(checkpoint, STATE_FILE).read_text())
-        self.kl_controller.load_state_dict(state["kl_controller"])
+        if checkpoint is not None:
+            load_generators(checkpoint, self._generators, self.args.process_index)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_ppo_state(resume_from_checkpoint, self.kl_controller, self.args.world_size)
         self.accelerator.unwrap_model(self.model).load_checkpoint(resume_from_checkpoint)
         self._start_unchecked = False  # the policy has moved away from the reference
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class BeforeEachStep(TrainerCallback):
+    """Calls a function when the gradients of an optimiser step are complete (and clipped)."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """The library's event right before `optimizer.step()`."""
+        self.act()
 
 
 def in_optimizer_steps(args: ZieglerPPOConfig, plan: UpdatePlan) -> ZieglerPPOConfig:

@@ -4,12 +4,71 @@ Source: `openai/lm-human-preferences`, `train_policy.py:record_step_stats, loss`
 tokens.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
+
 import torch
 
 from .functional import approx_kl, masked_mean, policy_clip_fraction, value_clip_fraction
 from .ppo_config import ZieglerPPOConfig
 from .reward_wrapper import Scored, ShapedRewards
 from .rollout import MicroBatch
+
+
+class UpdateRecord:
+    """Statistics of the updates since the last log.
+
+    Args:
+        mean_over_processes: Takes a vector of this process's statistics, returns their means over all processes.
+    """
+
+    def __init__(self, mean_over_processes: Callable[[torch.Tensor], list[float]]) -> None:
+        self._mean_over_processes = mean_over_processes
+        self._updates: list[dict[str, float]] = []
+        self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    @property
+    def open(self) -> bool:
+        """Whether an update has begun and not been finished."""
+        return bool(self._parts)
+
+    @property
+    def kl(self) -> float:
+        """KL(pi, rho) of the last rollout over all processes, in nats per response."""
+        return self._updates[-1]["objective/kl"]
+
+    def begin(self, episodes: dict[str, torch.Tensor], kl_coef: float) -> None:
+        """A rollout's per-episode statistics `[B]`, and the beta it was shaped with; NaN entries do not count."""
+        means = self._mean_over_processes(torch.stack([column.float().nanmean() for column in episodes.values()]))
+        self._updates.append({**dict(zip(episodes, means, strict=True)), "objective/kl_coef": kl_coef})
+
+    def add(self, parts: dict[str, torch.Tensor]) -> None:
+        """One micro-batch's parts of its minibatch's means."""
+        for name, part in parts.items():
+            self._parts[name].append(part)
+
+    def last(self, name: str, micro_batches: int) -> float:
+        """The mean over processes of a statistic on the last minibatch."""
+        return self._mean_over_processes(torch.stack(self._parts[name][-micro_batches:]).sum()[None])[0]
+
+    def finish(self, micro_batches_per_step: int, **more: float) -> None:
+        """Average the update's minibatches over minibatches and processes (E11); `more` are added as they are."""
+        minibatches = len(next(iter(self._parts.values()))) // micro_batches_per_step
+        sums = torch.stack([torch.stack(parts).sum() for parts in self._parts.values()])
+        means = dict(zip(self._parts, self._mean_over_processes(sums.float() / minibatches), strict=True))
+        error, variance = means.pop("value_error"), means["val/return_var"]
+        means["val/explained_variance"] = 1 - error / variance if variance > 0 else float("nan")
+        self._updates[-1].update(means, **more)
+        self._parts.clear()
+
+    def take(self) -> dict[str, float]:
+        """The means over the updates since the last call."""
+        means = {
+            name: sum(update[name] for update in self._updates) / len(self._updates)
+            for name in (self._updates[0] if self._updates else {})
+        }
+        self._updates.clear()
+        return means
 
 
 def rollout_statistics(
@@ -41,12 +100,19 @@ def rollout_statistics(
 
 @torch.no_grad()
 def loss_statistics(
-    batch: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor, values: torch.Tensor, args: ZieglerPPOConfig
+    batch: MicroBatch,
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    values: torch.Tensor,
+    policy: torch.Tensor,
+    value: torch.Tensor,
+    args: ZieglerPPOConfig,
 ) -> dict[str, torch.Tensor]:
     """This micro-batch's part of its minibatch's means: they add up over the micro-batches of an optimiser step.
 
     `policy/entropy_avg` is the full tempered entropy per token; `value_error` the mean squared error of the values,
     from which the explained variance is made once per update. Return and value variances are population variances.
+    `policy` and `value` are the micro-batch's parts of the two losses.
     """
     rollout, mask = batch.rollout, batch.rollout.mask
     share = mask.sum() / batch.total
@@ -64,4 +130,5 @@ def loss_statistics(
         "value_error": masked_mean((values - batch.returns) ** 2, mask=mask),
         "val/return_var": batch.return_variance,
     }
-    return {name: value * share for name, value in statistics.items()}
+    parts = {name: mean * share for name, mean in statistics.items()}
+    return {**parts, "loss/policy_avg": policy.detach(), "loss/value_avg": value.detach()}

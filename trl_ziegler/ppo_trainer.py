@@ -10,7 +10,6 @@ Axis letters: B episodes of this process, Q context tokens, T response tokens, V
 
 import contextlib
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +31,10 @@ from .ppo_checks import (
     check_setup,
     check_sign_of_reward,
     check_start,
+    first_non_finite_row,
     list_of,
+    non_finite_gradients,
+    raise_non_finite,
     warn_of_unnormalized,
 )
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
@@ -41,7 +43,7 @@ from .ppo_loop import UpdateLoop, in_optimizer_steps
 from .ppo_statistics import loss_statistics, rollout_statistics
 from .queries import QueryCollator, extra_columns, prepare_queries, raw_queries, with_responses
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
-from .rollout import MicroBatch, Rollout, micro_batches
+from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
 from .sampling import Samples, sample
 from .tasks import Task
 
@@ -53,7 +55,8 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     The parent's constructor and `train` are not used (its loop has no seam); its type, signature and model card are.
     Overridden on `Trainer` here: `_prepare_inputs` (rollouts), `compute_loss`, `log`. In [`SampledEvaluation`]:
-    `evaluation_loop`, `evaluate`. In [`UpdateLoop`]: `get_train_dataloader` (each batch of queries is repeated for its
+    `evaluation_loop`, `evaluate`. In [`UpdateLoop`]: `train` (resumes from whole
+    checkpoints), `training_step` (`target_kl`), `get_train_dataloader` (each batch of queries is repeated for its
     update), `create_scheduler` (the rate changes once an update), `_maybe_log_save_evaluate` (acts at update
     boundaries), and saving and loading.
 
@@ -81,7 +84,6 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     _tag_names = ["trl", "ppo", "trl-ziegler"]  # noqa: RUF012 (the parent's attribute)
 
     # `Trainer`'s own, where the parent replaced them for its loop.
-    train = Trainer.train
     save_model = Trainer.save_model
     get_eval_dataloader = Trainer.get_eval_dataloader
 
@@ -159,13 +161,12 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         )
         # Private generators: `set_seed` makes all ranks alike, and each must sample its own responses (E12).
         seed = args.seed + RANK_SEED_OFFSET * args.process_index
-        self._sampling_generator = torch.Generator(args.device).manual_seed(seed)
-        self._permutation_generator = torch.Generator().manual_seed(seed)
-        self._micro_batches: Iterator[MicroBatch] = iter(())
-        self._step_sums: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._update_logs: list[dict[str, float]] = []
-        self._deferred: dict[str, bool] = {}
+        self._generators = {
+            "sampling": torch.Generator(args.device).manual_seed(seed),
+            "permutation": torch.Generator().manual_seed(seed),
+        }
         self._start_unchecked = True
+        self._start_counting()
         logger.info(self.plan.describe(), main_process_only=True)
 
     # ---- One update -------------------------------------------------------------------------------------------------
@@ -182,9 +183,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     @torch.no_grad()
     def _collect(self, batch: dict[str, Any]) -> Rollout:
         """Sample, score, shape, record, adapt beta."""
-        samples, ref_logprobs, scored, shaped = self._respond(batch, self._sampling_generator)
-        if self._start_unchecked:
-            check_sign_of_reward(self.reward.shape, scored, samples.logprobs, ref_logprobs)
+        samples, ref_logprobs, scored, shaped = self._respond(batch, self._generators["sampling"])
         rollout = Rollout(
             context_ids=batch["input_ids"],
             context_mask=batch["attention_mask"],
@@ -194,8 +193,14 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             values=samples.values,
             rewards=shaped.rewards,
         )
-        self._update_logs.append(self._rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped))
-        self.kl_controller.update(self._update_logs[-1]["objective/kl"], self.plan.batch_size)
+        self._require_finite("reward", rollout, shaped.rewards)
+        if self._start_unchecked:
+            check_sign_of_reward(self.reward.shape, scored, samples.logprobs, ref_logprobs)
+        episodes = rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped, self.reward.names)
+        if self.args.rollout_dir is not None:
+            self._write_rollouts(batch, samples, episodes)
+        self.record.begin(episodes, self.kl_controller.value)
+        self.kl_controller.update(self.record.kl, self.plan.batch_size)
         return rollout
 
     def _respond(
@@ -219,21 +224,32 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             lam=self.args.lam,
             whiten_rewards=self.args.whiten_rewards,
             gather=self.accelerator.gather if self.args.whiten_scope == "global" else None,
-            generator=self._permutation_generator,
+            generator=self._generators["permutation"],
         )
 
     def compute_loss(self, model, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch=None):
         """The clipped policy loss plus `vf_coef` times the clipped value loss, on the uncut response (E6, E7, C4)."""
-        rollout, args = inputs.rollout, self.args
+        rollout = inputs.rollout
         logprobs, entropy, values = self._evaluate_tokens(model, rollout)
         if self._start_unchecked:
             self._check_start(rollout, logprobs)
-        over: dict[str, Any] = {"mask": rollout.mask, "total": inputs.total}
-        policy = policy_loss(logprobs, rollout.logprobs, inputs.advantages, clip_range=args.cliprange, **over)
-        value = value_loss(values, rollout.values, inputs.returns, clip_range=args.cliprange_value, **over)
-        self._record_losses(inputs, logprobs, entropy, values, policy, value)
+        policy, value = self._losses(inputs, logprobs, values)
+        loss = policy + self.args.vf_coef * value
+        if not loss.isfinite():
+            self._require_finite("loss", rollout, logprobs, values, inputs.advantages, inputs.returns)
+        self._step_batches.append(inputs)
+        self.record.add(loss_statistics(inputs, logprobs, entropy, values, policy, value, self.args))
         # `training_step` divides by the accumulated micro-batches, but these losses are already parts of a mean.
-        return (policy + args.vf_coef * value) * self.plan.micro_batches_per_step
+        return loss * self.plan.micro_batches_per_step
+
+    def _losses(
+        self, batch: MicroBatch, logprobs: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rollout, args = batch.rollout, self.args
+        over: dict[str, Any] = {"mask": rollout.mask, "total": batch.total}
+        policy = policy_loss(logprobs, rollout.logprobs, batch.advantages, clip_range=args.cliprange, **over)
+        value = value_loss(values, rollout.values, batch.returns, clip_range=args.cliprange_value, **over)
+        return policy, value
 
     # ---- Models -----------------------------------------------------------------------------------------------------
 
@@ -308,48 +324,45 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         """A model moved to this process's device and put in evaluation mode; anything else as it is."""
         return model.to(self.args.device).eval() if isinstance(model, torch.nn.Module) else model
 
-    # ---- Statistics -------------------------------------------------------------------------------------------------
-
-    def _rollout_statistics(
-        self, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, scored: Scored, shaped: ShapedRewards
-    ) -> dict[str, float]:
-        """Means over the episodes of all processes, before beta moves."""
-        episodes = rollout_statistics(logprobs, ref_logprobs, scored, shaped, self.reward.names)
-        means = self._mean_over_processes(torch.stack([column.float().nanmean() for column in episodes.values()]))
-        return {**dict(zip(episodes, means, strict=True)), "objective/kl_coef": self.kl_controller.value}
-
-    def _record_losses(self, batch: MicroBatch, logprobs, entropy, values, policy, value) -> None:
-        for name, part in loss_statistics(batch, logprobs, entropy, values, self.args).items():
-            self._step_sums[name].append(part)
-        self._step_sums["loss/policy_avg"].append(policy.detach())
-        self._step_sums["loss/value_avg"].append(value.detach())
-
-    def _finish_update(self) -> None:
-        """Average the statistics of the update's optimiser steps over steps and processes (E11)."""
-        names = list(self._step_sums)
-        sums = torch.stack([torch.stack(parts).sum() for parts in self._step_sums.values()])
-        means = dict(zip(names, self._mean_over_processes(sums.float() / self.plan.steps_per_update), strict=True))
-        error, variance = means.pop("value_error"), means["val/return_var"]
-        means["val/explained_variance"] = 1 - error / variance if variance > 0 else float("nan")
-        self._update_logs[-1].update(means)
-        self._step_sums.clear()
-
-    def _mean_over_processes(self, values: torch.Tensor) -> list[float]:
-        return self.accelerator.gather(values[None]).mean(0).tolist()
+    # ---- Checks and records ----------------------------------------------------------------------------------------
 
     def _check_start(self, rollout: Rollout, logprobs: torch.Tensor) -> None:
         self._start_unchecked = False
-        kl = self._update_logs[-1]["objective/kl"] if self._reference_is_copy else None
+        kl = self.record.kl if self._reference_is_copy else None
         lower = self.accelerator.mixed_precision != "no"
         check_start(rollout, logprobs, kl, self.model.value_model is None, tolerance=1e-2 if lower else 1e-4)
 
+    def _require_finite(self, what: str, rollout: Rollout, *tensors: torch.Tensor) -> None:
+        """Stop the run, naming the first response with a masked entry that is not finite in one of `[b, T]`."""
+        row = first_non_finite_row(rollout.mask, *tensors)
+        if row is not None:
+            raise_non_finite(what, self.processing_class, self.task, rollout, row)
+
+    def _gradient_is_finite(self, batch: MicroBatch) -> bool:
+        """Whether the loss of `batch` alone has a finite gradient; leaves the gradients of the model changed."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.zero_grad()
+        with self.compute_loss_context_manager():
+            logprobs, _, values = self._evaluate_tokens(model, batch.rollout)
+            policy, value = self._losses(batch, logprobs, values)
+        (policy + self.args.vf_coef * value).backward()
+        return not non_finite_gradients(model)
+
+    def _write_rollouts(self, batch: dict[str, Any], samples: Samples, episodes: dict[str, torch.Tensor]) -> None:
+        queries = raw_queries(self.task, batch)
+        update, rank = self._update + 1, self.args.process_index
+        write_rollouts(
+            self.args.rollout_dir, update, rank, self.processing_class, queries, samples.responses, episodes
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the updates since the last training log."""
-        if "loss" in logs and self._update_logs:
-            for name in self._update_logs[0]:
-                logs[name] = sum(update[name] for update in self._update_logs) / len(self._update_logs)
-            logs["episode"] = self.state.global_step // self.plan.steps_per_update * self.plan.batch_size
-            self._update_logs.clear()
+        if "loss" in logs:
+            means = self.record.take()
+            # `Trainer` divides by all steps of an update, `target_kl` may have left some out.
+            logs["loss"] = means["loss/policy_avg"] + self.args.vf_coef * means["loss/value_avg"]
+            logs.update(means)
+            logs["episode"] = self._update * self.plan.batch_size
         super().log(logs, start_time)
 
 

@@ -4,12 +4,17 @@ Source: `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.train, loss`.
 Axis letters: B episodes of this process, Q context tokens, T response tokens.
 """
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from ._files import write_text
 from .functional import gae, merge_moments, moments, whiten
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -44,6 +49,39 @@ class Rollout:
         return Rollout(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
 
+ROLLOUT_FILE = "rollouts-{update:06d}-{rank}.jsonl"
+
+
+def write_rollouts(
+    folder: str | os.PathLike,
+    update: int,
+    rank: int,
+    tokenizer: PreTrainedTokenizerBase,
+    queries: list[list[int]],
+    responses: torch.Tensor,
+    episodes: dict[str, torch.Tensor],
+) -> None:
+    """Write one JSON line per episode of one process and update: `update`, `prompt`, `response` (uncut), statistics.
+
+    Args:
+        folder: Gets the file `rollouts-<update>-<rank>.jsonl`; an update that is repeated after a resume replaces it.
+        update: Number of the update, from 1.
+        rank: The process.
+        queries: B raw queries.
+        responses: `[B, T]` ids as sampled.
+        episodes: Per-episode statistics `[B]`.
+    """
+    # JSON has no NaN, which stands for "this function gave no score".
+    columns = {name: [None if v != v else v for v in column.tolist()] for name, column in episodes.items()}
+    prompts, texts = tokenizer.batch_decode(queries), tokenizer.batch_decode(responses)
+    lines = [
+        json.dumps({"update": update, "prompt": prompt, "response": text, **{k: v[i] for k, v in columns.items()}})
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder, ROLLOUT_FILE.format(update=update, rank=rank)), "".join(line + "\n" for line in lines))
+
+
 class MicroBatch(NamedTuple):
     """One forward pass: a part of a minibatch with its `advantages [b, T]` and `returns [b, T]`.
 
@@ -57,6 +95,11 @@ class MicroBatch(NamedTuple):
     returns: torch.Tensor
     return_variance: torch.Tensor
     total: float
+
+    def row(self, i: int) -> "MicroBatch":
+        """Episode `i` alone."""
+        part = slice(i, i + 1)
+        return self._replace(rollout=self.rollout[part], advantages=self.advantages[part], returns=self.returns[part])
 
 
 def advantages_and_returns(

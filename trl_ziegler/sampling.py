@@ -31,7 +31,8 @@ def draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
     # Rounding can place the uniform number at the very end of the distribution; the last id of non-zero mass is meant.
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(1)
-    return torch.minimum(drawn, last)
+    # A row of NaN draws the last id, whose log-probability is NaN too, for the caller to refuse.
+    return torch.minimum(drawn, last).clamp(max=logits.shape[1] - 1)
 
 
 @torch.no_grad()

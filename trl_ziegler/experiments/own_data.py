@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config
 
+from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
 from ..preference_data import tokenize_prompt
@@ -95,7 +96,7 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
         eval_dataset=None if script.eval_dataset_name is None else load_rows(script.eval_dataset_name),
         peft_config=get_peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or get_last_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or newest_checkpoint(args.output_dir))
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Policy: {args.output_dir}")
 

@@ -21,6 +21,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.logging import get_logger
 
+from .._files import write_text
 from .._version import __version__
 
 logger = get_logger(__name__)
@@ -148,13 +149,6 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def write_yaml(path: Path, value: Any) -> None:
     """Write YAML, atomically, in the order given."""
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text through a temporary file in the same folder."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from .._files import write_text
 from .arguments import RecipeArguments, parse_recipe_arguments
-from .pipeline import MANIFEST, run_stages, versions, write_json, write_text, write_yaml
+from .pipeline import MANIFEST, run_stages, versions, write_json, write_yaml
 from .report import write_report
 from .style import StyleExperiment
 

@@ -26,6 +26,7 @@ from trl import SFTConfig, SFTTrainer
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..metrics import BestOfKAccuracy
+from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
 from ..reward_model import is_normalized, load_reward_model, normalize_reward_model, score_token_ids
@@ -227,7 +228,7 @@ class StyleExperiment:
             ),
             task=self.task,
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
         trainer.save_model(str(folder / "model"))
         if PartialState().is_main_process:
             # The judge's score of the rollouts, whatever it is called, is the true score of this experiment.

@@ -1,0 +1,99 @@
+"""What a PPO checkpoint holds besides `Trainer`'s files, and which checkpoints can be resumed.
+
+`Trainer` writes `trainer_state.json` last, and every process writes its generators after its random states, so a
+checkpoint with all of them is whole; a killed run leaves one without.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ._files import write_atomically, write_text
+from .kl_control import FixedKLController
+
+logger = get_logger(__name__)
+
+STATE_FILE = "ppo_state.json"
+TRAINER_STATE_FILE = "trainer_state.json"
+GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
+
+
+def save_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int) -> None:
+    """Write beta and the number of processes; the main process's part."""
+    state = {"kl_controller": controller.state_dict(), "world_size": world_size}
+    write_text(Path(folder, STATE_FILE), json.dumps(state))
+
+
+def load_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int) -> None:
+    """Restore beta; `ValueError` where another number of processes wrote the checkpoint."""
+    state = json.loads(Path(folder, STATE_FILE).read_text())
+    if state["world_size"] != world_size:
+        raise ValueError(
+            f"{folder} was written by {state['world_size']} processes, this run has {world_size}; each has random "
+            "states of its own, so resume with as many."
+        )
+    controller.load_state_dict(state["kl_controller"])
+
+
+def save_generators(folder: str | os.PathLike, generators: dict[str, torch.Generator], rank: int) -> None:
+    """Write the states of this process's random generators."""
+    states = {name: generator.get_state() for name, generator in generators.items()}
+    write_atomically(Path(folder, GENERATOR_FILE.format(rank=rank)), lambda file: save_file(states, file))
+
+
+def load_generators(folder: str | os.PathLike, generators: dict[str, torch.Generator], rank: int) -> None:
+    """Restore the states of this process's random generators."""
+    for name, state in load_file(Path(folder, GENERATOR_FILE.format(rank=rank))).items():
+        generators[name].set_state(state)
+
+
+def missing_part(checkpoint: str | os.PathLike) -> str | None:
+    """The file that a checkpoint lacks, or has only half of; `None` for a whole one."""
+    folder = Path(checkpoint)
+    for name in (STATE_FILE, TRAINER_STATE_FILE):
+        if not _is_json(folder / name):
+            return name
+    ranks = json.loads((folder / STATE_FILE).read_text())["world_size"]
+    names = (GENERATOR_FILE.format(rank=rank) for rank in range(ranks))
+    return next((name for name in names if not (folder / name).is_file()), None)
+
+
+def _is_json(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        json.loads(file.read_text())
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint in `output_dir`, or `None`; half-written ones are warned of and left alone."""
+    folders = [
+        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()
+    ]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        missing = missing_part(folder)
+        if missing is None:
+            return str(folder)
+        logger.warning(f"{folder} is ignored: it has no complete {missing}, so its writing was cut off.")
+    return None
+
+
+def require_whole(checkpoint: str | os.PathLike) -> None:
+    """Raise `ValueError` for a path that is no folder, or a checkpoint whose writing was cut off."""
+    if not Path(checkpoint).is_dir():
+        raise ValueError(f"`resume_from_checkpoint` is {checkpoint}, which is no folder; give a checkpoint or True.")
+    missing = missing_part(checkpoint)
+    if missing is not None:
+        newest = newest_checkpoint(Path(checkpoint).parent)
+        raise ValueError(
+            f"`resume_from_checkpoint` is {checkpoint}, which has no complete {missing}, so its writing was cut off; "
+            f"resume from {newest or 'the start'} instead (`True` finds the newest whole one)."
+        )
