@@ -7,6 +7,14 @@ from ppo_runs import PROMPTS, TASK, letter_e
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 
+ARGUMENTS = (
+    "model", "ref_model", "reward_model", "value_model", "train_dataset", "peft_config", "task", "callbacks"
+)  # fmt: skip
+
+
+def three_updates_of_prompts() -> Dataset:
+    return Dataset.from_dict({"prompt": PROMPTS * 3, "number": list(range(12))})
+
 
 @pytest.fixture
 def train(tmp_path, tokenizer, make_causal_lm):
@@ -15,7 +23,16 @@ def train(tmp_path, tokenizer, make_causal_lm):
     def run(resume=None, evaluate_with=None, start=True, **fields):
         options = {
             name: fields.pop(name)
-            for name in ("model", "reward_model", "value_model", "peft_config", "task", "callbacks", "ref_model")
+            for name in (
+                "model",
+                "reward_model",
+                "value_model",
+                "peft_config",
+                "task",
+                "callbacks",
+                "ref_model",
+                "train_dataset",
+            )
             if name in fields
         }
         settings = {
@@ -38,7 +55,7 @@ def train(tmp_path, tokenizer, make_causal_lm):
             tokenizer,
             options.pop("model", None) or make_causal_lm(),
             reward_model=options.pop("reward_model", letter_e),
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS * 3, "number": list(range(12))}),
+            train_dataset=options.pop("train_dataset", None) or three_updates_of_prompts(),
             eval_dataset=evaluate_with,
             **options,
         )

@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from ppo_runs import CountSteps, assert_same_weights, letter_e, training_logs
+from datasets import Dataset
+from ppo_runs import PROMPTS, CountSteps, assert_same_weights, letter_e, training_logs
 from transformers import TrainerCallback
 
 from trl_ziegler.ppo_checkpoints import missing_part, newest_checkpoint
@@ -205,3 +206,42 @@ def test_no_step_is_counted_twice(train):
     counter = CountSteps()
     trainer = train(callbacks=[counter], target_kl=1e3)
     assert counter.steps == trainer.state.global_step == 6
+
+
+class TestStreams:
+    def stream(self, rows=12):
+        columns = {"prompt": (PROMPTS * 3)[:rows], "number": list(range(rows))}
+        return Dataset.from_dict(columns).to_iterable_dataset()
+
+    def test_every_row_comes_in_order_pass_after_pass(self, train):
+        seen = []
+
+        def reward(prompts, completions, number, **columns):
+            seen.append(number)
+            return letter_e(prompts, completions)
+
+        trainer = train(train_dataset=self.stream(10), max_steps=5, reward_model=reward, num_mini_batches=2)
+        assert seen == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2 + [[0, 1, 2, 3]]
+        assert trainer.state.global_step == 5 * 4
+
+    def test_a_resumed_stream_equals_the_uninterrupted_one(self, train, tmp_path):
+        settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1}
+        whole = train(train_dataset=self.stream().shuffle(seed=3, buffer_size=8), **settings)
+        resumed = train(
+            train_dataset=self.stream().shuffle(seed=3, buffer_size=8),
+            resume=str(tmp_path / "run" / "checkpoint-8"),
+            **settings,
+        )
+        assert_same_weights(whole, resumed)
+
+    def test_bad_streams_are_refused(self, train):
+        with pytest.raises(ValueError, match=r"a stream, whose length nobody knows; give `max_steps`"):
+            train(train_dataset=self.stream(), max_steps=-1)
+        with pytest.raises(ValueError, match="`dataloader_num_workers` is 2"):
+            train(train_dataset=self.stream(), dataloader_num_workers=2)
+        with pytest.raises(ValueError, match="fewer than the 4 prompts of one update"):
+            train(train_dataset=self.stream(3))
+        with pytest.raises(ValueError, match=r"`train_dataset` has the columns \['number'\]"):
+            train(train_dataset=self.stream().remove_columns("prompt"))
+        with pytest.raises(ValueError, match="Row 1 of `train_dataset` has an empty prompt"):
+            train(train_dataset=Dataset.from_dict({"input_ids": [[1], []] * 4}).to_iterable_dataset())

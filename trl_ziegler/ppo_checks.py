@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .ppo_config import ZieglerPPOConfig
@@ -56,11 +56,7 @@ def check_setup(
     train_dataset: Any,
 ) -> None:
     """Refuse what cannot train, each with one sentence."""
-    if not isinstance(train_dataset, Dataset):
-        raise ValueError(
-            f"`train_dataset` is a {type(train_dataset).__name__}; give a `datasets.Dataset` (a streaming set can be "
-            "materialised with `Dataset.from_generator`)."
-        )
+    _check_data(train_dataset, args)
     if ref_model is policy:
         raise ValueError("`ref_model` is the same object as `model`; pass a copy, or None to have one made.")
     if not rewards or rewards[0] is None:
@@ -81,6 +77,22 @@ def check_setup(
     _check_scalar_models([r for r in [*rewards, value_model] if isinstance(r, torch.nn.Module)])
     _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
     _check_adapters(policy, ref_model, args)
+
+
+def _check_data(train_dataset: Any, args: ZieglerPPOConfig) -> None:
+    if not isinstance(train_dataset, (Dataset, IterableDataset)):
+        raise ValueError(
+            f"`train_dataset` is a {type(train_dataset).__name__}; give a `datasets.Dataset` or `IterableDataset`."
+        )
+    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0 and args.total_episodes is None:
+        raise ValueError(
+            "`train_dataset` is a stream, whose length nobody knows; give `max_steps` (updates) or `total_episodes`."
+        )
+    if isinstance(train_dataset, IterableDataset) and args.dataloader_num_workers > 1:
+        raise ValueError(
+            f"`dataloader_num_workers` is {args.dataloader_num_workers}, and each worker would read the whole stream "
+            "`train_dataset`; use at most 1."
+        )
 
 
 def warn_of_unnormalized(rewards: Sequence[Any]) -> None:

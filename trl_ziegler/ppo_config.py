@@ -172,8 +172,11 @@ class UpdatePlan:
     updates: int
 
     @classmethod
-    def from_config(cls, args: ZieglerPPOConfig, num_queries: int) -> "UpdatePlan":
-        """The plan of `args` on a dataset of `num_queries`; `ValueError` where something does not divide exactly."""
+    def from_config(cls, args: ZieglerPPOConfig, num_queries: int | None) -> "UpdatePlan":
+        """The plan of `args` on a dataset of `num_queries` (`None` for a stream, whose length the run must not need).
+
+        Raises `ValueError` where something does not divide exactly.
+        """
         local = args.per_device_train_batch_size * args.gradient_accumulation_steps
         batch = local * args.world_size
         if local % args.num_mini_batches:
@@ -193,12 +196,12 @@ class UpdatePlan:
             raise ValueError(
                 f"`whiten_rewards` is on but a minibatch has {whitened} episodes; whitening needs at least 8."
             )
-        if num_queries < batch:
+        if num_queries is not None and num_queries < batch:
             raise ValueError(
                 f"`train_dataset` has {num_queries} prompts, fewer than the {batch} of one update "
                 "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes); lower the batch size."
             )
-        episodes = args.total_episodes or int(args.num_train_epochs * num_queries)
+        episodes = args.total_episodes or int(args.num_train_epochs * (num_queries or 0))
         updates = args.max_steps if args.max_steps > 0 else math.ceil(episodes / batch)
         return cls(args.world_size, local, mini, micro, args.num_ppo_epochs, updates)
 
@@ -216,6 +219,11 @@ class UpdatePlan:
     def micro_batches_per_step(self) -> int:
         """Forward and backward passes accumulated into one optimiser step."""
         return self.local_mini_batch_size // self.micro_batch_size
+
+    @property
+    def micro_batches_per_update(self) -> int:
+        """Forward and backward passes of one update."""
+        return self.steps_per_update * self.micro_batches_per_step
 
     def describe(self) -> str:
         """One line that names every size, for the log."""

@@ -120,12 +120,15 @@ class UpdateLoop(SampledEvaluation):
             self.train_dataset if train_dataset is None else train_dataset,
             mini_repeat_count=1,
             batch_size=plan.batch_size,
-            repeat_count=plan.steps_per_update * plan.micro_batches_per_step,
+            repeat_count=plan.micro_batches_per_update,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
 
     def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
         return dataset  # every column reaches the reward functions
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        return data_collator  # the same, for a stream
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """`lr_scheduler_type` over updates instead of optimiser steps: constant within an update (E9)."""

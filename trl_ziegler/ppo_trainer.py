@@ -10,13 +10,14 @@ Axis letters: B episodes of this process, Q context tokens, T response tokens, V
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.trainer.utils import disable_dropout_in_model
@@ -41,7 +42,7 @@ from .ppo_config import UpdatePlan, ZieglerPPOConfig
 from .ppo_evaluation import RANK_SEED_OFFSET
 from .ppo_loop import UpdateLoop, in_optimizer_steps
 from .ppo_statistics import loss_statistics, rollout_statistics
-from .queries import QueryCollator, extra_columns, prepare_queries, raw_queries, with_responses
+from .queries import QueryCollator, RepeatedBatches, extra_columns, prepare_queries, raw_queries, with_responses
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
 from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
 from .sampling import Samples, sample
@@ -69,7 +70,8 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         ref_model: Reference rho; `None` copies the policy as it is now, or switches a fresh adapter off.
         reward_model: A one-label sequence classifier, a callable `f(prompts, completions, **columns) -> list[float |
             None]`, or a list of these (see `reward_weights`).
-        train_dataset: Has `prompt` (text or chat messages) or `input_ids`; other columns reach the callables.
+        train_dataset: Has `prompt` (text or chat messages) or `input_ids`; other columns reach the callables. A
+            stream (`IterableDataset`) needs `max_steps` or `total_episodes`.
         value_model: A separate value network, or `None` (see `value_init`).
         data_collator: Takes rows with `input_ids`, returns left-padded `input_ids`, `attention_mask` and the other
             columns as lists; `None` for [`QueryCollator`].
@@ -94,7 +96,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         model: str | PreTrainedModel,
         ref_model: PreTrainedModel | None = None,
         reward_model: RewardFunction | list[RewardFunction] | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         value_model: PreTrainedModel | None = None,
         data_collator: Callable | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -128,8 +130,13 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             "num_proc": args.dataset_num_proc,
         }
         train_dataset = prepare_queries(train_dataset, processing_class, name="train_dataset", **self._query_options)
-        self.plan = UpdatePlan.from_config(args, len(train_dataset))
+        streamed = isinstance(train_dataset, IterableDataset)
+        self.plan = UpdatePlan.from_config(args, None if streamed else len(train_dataset))
         args = in_optimizer_steps(args, self.plan)
+        if streamed:
+            train_dataset = RepeatedBatches(train_dataset, self.plan.batch_size, self.plan.micro_batches_per_update)
+            # Each process takes its rows itself: the library's dispatching can only send tensors.
+            args.accelerator_config = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
         # Past the parent's constructor, which sets up the loop that is not used.
         super(PPOTrainer, self).__init__(
             model=ActorCritic(policy, value_model),

@@ -3,13 +3,14 @@
 Axis letters: B rows, Q context tokens.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler
 
@@ -18,37 +19,34 @@ from .tasks import BoundTask
 
 
 def prepare_queries(
-    dataset: Dataset,
+    dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     task: BoundTask,
     *,
     context_limit: int,
     name: str,
     num_proc: int | None = None,
-) -> Dataset:
+) -> Dataset | IterableDataset:
     """A dataset whose `input_ids` are raw queries; every other column stays.
 
     Args:
-        dataset: Has `input_ids`, or `prompt` as text or chat messages.
+        dataset: Has `input_ids`, or `prompt` as text or chat messages. A stream is tokenised and checked while read.
         context_limit: Most tokens of prefix, query, suffix and response together.
         name: What error messages call the dataset.
 
     Raises:
         ValueError: neither column, an empty prompt, or one too long for the task or the model, named by its row.
     """
-    columns = dataset.column_names
-    if "input_ids" not in columns:
-        if "prompt" not in columns:
-            raise ValueError(f"`{name}` has the columns {columns}; give a `prompt` (text or chat) or `input_ids`.")
-        with PartialState().main_process_first():
-            dataset = dataset.map(
-                lambda row: {"input_ids": tokenize_prompt(tokenizer, row["prompt"])},
-                num_proc=num_proc,
-                desc=f"Tokenizing {name}",
-            )
+    columns = _columns(dataset)
+    if "input_ids" not in columns and "prompt" not in columns:
+        raise ValueError(f"`{name}` has the columns {columns}; give a `prompt` (text or chat) or `input_ids`.")
     own = len(task.context([])) + task.task.response_length
     limit = min(context_limit - own, task.task.query_length or context_limit)
-    for row, ids in enumerate(dataset["input_ids"]):
+
+    def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
+        return {"input_ids": tokenize_prompt(tokenizer, row["prompt"])}
+
+    def check(ids: Sequence[int], row: int) -> None:
         if not ids:
             raise ValueError(f"Row {row} of `{name}` has an empty prompt; drop it or give it text.")
         if len(ids) > limit:
@@ -56,7 +54,25 @@ def prepare_queries(
                 f"Row {row} of `{name}` has {len(ids)} tokens; with {own} tokens of prefix, suffix and response at "
                 f"most {limit} fit the task's query length and the model's context. Cut the prompts first."
             )
+
+    def checked(row: dict[str, Any], index: int) -> dict[str, Any]:
+        check(row["input_ids"], index)
+        return row
+
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset if "input_ids" in columns else dataset.map(tokenize)
+        return dataset.map(checked, with_indices=True)
+    if "input_ids" not in columns:
+        with PartialState().main_process_first():
+            dataset = dataset.map(tokenize, num_proc=num_proc, desc=f"Tokenizing {name}")
+    for row, ids in enumerate(dataset["input_ids"]):
+        check(ids, row)
     return dataset
+
+
+def _columns(dataset: Dataset | IterableDataset) -> list[str]:
+    """Column names; a stream need not know its own before a row is read."""
+    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 @dataclass
@@ -96,6 +112,36 @@ def with_responses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask `[B, Q + T]` of contexts followed by their responses."""
     return torch.cat([context_ids, responses], 1), torch.cat([context_mask, torch.ones_like(responses)], 1)
+
+
+class RepeatedBatches(torch.utils.data.IterableDataset):
+    """What `UpdateSampler` is to a dataset, for a stream: each global batch of rows, repeated, pass after pass.
+
+    Args:
+        rows: The stream; its `set_epoch` selects the shuffle of a pass.
+        batch_size: Rows of one update over all processes; an incomplete last batch of a pass is left out.
+        repeat_count: How often a batch comes in a row.
+
+    Raises `ValueError` while being read if a pass has no whole batch.
+    """
+
+    def __init__(self, rows: IterableDataset, batch_size: int, repeat_count: int) -> None:
+        self.rows, self.batch_size, self.repeat_count = rows, batch_size, repeat_count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            self.rows.set_epoch(number)
+            passed = False
+            for batch in self.rows.iter(self.batch_size, drop_last_batch=True):
+                passed = True
+                rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+                for _ in range(self.repeat_count):
+                    yield from rows
+            if not passed:
+                raise ValueError(
+                    f"The stream `train_dataset` has fewer than the {self.batch_size} prompts of one update; lower "
+                    "the batch size."
+                )
 
 
 class UpdateSampler(RepeatSampler):
