@@ -1,34 +1,68 @@
-"""Evaluation by sampling: the rollout statistics of held-out prompts, and a table of what the policy says to them.
+"""Evaluation by sampling: the rollout statistics of held-out prompts, the win rate against the reference, and a table
+of what the policy says.
 
-Axis letters: B queries, T response tokens.
+Axis letters: B queries, T response tokens, V vocabulary.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
+from .actor_critic import ActorCritic, ActorCriticOutput, model_inputs
 from .ppo_statistics import rollout_statistics
-from .queries import prepare_queries, raw_queries
+from .queries import extra_columns, prepare_queries, raw_queries
 from .reward_wrapper import KLEntropyReward, Scored, ShapedRewards
-from .sampling import Samples
+from .sampling import Samples, sample
 from .tasks import BoundTask
 
 RANK_SEED_OFFSET = 100003  # openai/lm-human-preferences, utils/core.py:set_mpi_seed
+POLICY_STREAM, REFERENCE_STREAM = 1, 2  # stream 0 is training's
 TABLE_ROWS = 5
+
+
+class ReferenceStep:
+    """The reference as `sample` reads a policy: a `step` whose values are 0. Args as in [`ActorCritic.step`]."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Any = None) -> ActorCriticOutput:
+        """`logits [B, 1, V]` of the next token, `values [B, 1]` of zeros, and the cache."""
+        inputs = model_inputs(input_ids, attention_mask)
+        out = self.model(**inputs, logits_to_keep=1, use_cache=True, past_key_values=cache)
+        return ActorCriticOutput(out.logits, torch.zeros_like(out.logits[..., 0]), out.past_key_values)
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode (gradient checkpointing would switch its cache off), then as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def wins(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """1 where our score `[B]` is the higher, 0 where theirs `[B]` is, 1/2 at a tie; their mean is the win rate."""
+    return ((ours > theirs).float() + (ours >= theirs).float()) / 2
 
 
 class SampledEvaluation(Trainer):
     """The part of `ZieglerPPOTrainer` that looks at held-out prompts.
 
-    Expects the attributes `task`, `reward`, `_query_options` and the method `_respond`.
+    Expects the attributes `task`, `reward`, `_query_options` and the methods `_respond`, `_reference`, `_chunks`.
     """
 
     task: BoundTask
@@ -38,6 +72,12 @@ class SampledEvaluation(Trainer):
     def _respond(
         self, batch: dict[str, Any], generator: torch.Generator
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
+        raise NotImplementedError
+
+    def _reference(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
+        raise NotImplementedError
+
+    def _chunks(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -51,19 +91,60 @@ class SampledEvaluation(Trainer):
     ) -> EvalLoopOutput:
         """Sample one response per held-out query and report the rollout statistics, as `eval_objective/kl` and so on.
 
-        The generator is seeded anew each time: evaluations are comparable, and they leave training's samples alone.
+        `eval_win_rate` is the share of queries on which the score of the policy's response is above that of a response
+        of the reference, ties counting half. The generators are seeded anew each time: evaluations are comparable, and
+        they leave training's samples alone.
         """
-        generator = self._evaluation_generator()
+        self.callback_handler.eval_dataloader = dataloader  # the progress bar asks it for its length
+        generator = self._evaluation_generator(POLICY_STREAM)
         columns: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for batch in dataloader:
+        for batch, reference_scores in zip(dataloader, self._reference_scores(dataloader), strict=True):
             samples, ref_logprobs, scored, shaped = self._respond(batch, generator)
             episodes = rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped, self.reward.names)
+            episodes["win_rate"] = wins(scored.scores, reference_scores)
             for name, column in episodes.items():
                 columns[name].append(self.accelerator.gather_for_metrics(column.float().to(self.args.device)))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         joined = {name: torch.cat(parts) for name, parts in columns.items()}
         metrics = {f"{metric_key_prefix}_{name}": float(column.nanmean()) for name, column in joined.items()}
-        return EvalLoopOutput(None, None, metrics, num_samples=len(next(iter(joined.values()))))
+        return EvalLoopOutput(None, None, metrics, num_samples=len(joined["win_rate"]))
+
+    def _reference_scores(self, dataloader: DataLoader) -> list[torch.Tensor]:
+        """The scores `[B]` of the reference's responses to each of this process's batches.
+
+        Sampled once per set: neither the reference nor the seed nor the prompts ever change.
+        """
+        kept, data = self._kept_reference_scores, dataloader.dataset
+        if data not in kept:
+            generator = self._evaluation_generator(REFERENCE_STREAM)
+            kept[data] = [self._score_reference(batch, generator) for batch in dataloader]
+        return kept[data]
+
+    @cached_property
+    def _kept_reference_scores(self) -> WeakKeyDictionary[Any, list[torch.Tensor]]:
+        return WeakKeyDictionary()
+
+    def forget_reference_scores(self) -> None:
+        """Have the next evaluation score the reference's responses again; to be called after a reward has changed."""
+        self._kept_reference_scores.clear()
+
+    def _score_reference(self, batch: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
+        rule = self.task.task
+        parts = []
+        with evaluating(self.model), self.compute_loss_context_manager(), self._reference() as reference:
+            for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
+                part = sample(
+                    cast(ActorCritic, ReferenceStep(reference)),
+                    ids,
+                    mask,
+                    response_length=rule.response_length,
+                    temperature=rule.temperature,
+                    generator=generator,
+                    stop_token_id=self.task.truncate_id if rule.regime == "eos" else None,
+                    stop_after=rule.truncate_after,
+                )
+                parts.append(part.responses)
+        return self.reward.score(raw_queries(self.task, batch), torch.cat(parts), extra_columns(batch)).scores
 
     def evaluate(
         self,
@@ -76,15 +157,28 @@ class SampledEvaluation(Trainer):
             eval_dataset = self._prepare_eval(eval_dataset, self.processing_class)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def _prepare_eval(self, data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """`Trainer.predict` on prompts: the metrics of `evaluate`. There are no predictions beside them."""
+        return super().predict(self._prepare_eval(test_dataset, self.processing_class), ignore_keys, metric_key_prefix)
+
+    def _prepare_eval(self, data: Any, tokenizer: PreTrainedTokenizerBase, name: str = "eval_dataset") -> Any:
         if data is None:
             return None
         if isinstance(data, dict):
-            return {name: self._prepare_eval(part, tokenizer) for name, part in data.items()}
-        return prepare_queries(data, tokenizer, name="eval_dataset", **self._query_options)
+            return {key: self._prepare_eval(part, tokenizer, f"eval_dataset[{key!r}]") for key, part in data.items()}
+        if not isinstance(data, Dataset):
+            raise ValueError(f"`{name}` is a {type(data).__name__}; give a `datasets.Dataset`, or a dict of them.")
+        if not len(data):
+            raise ValueError(f"`{name}` has no rows; give it some, or leave it out.")
+        return prepare_queries(data, tokenizer, name=name, **self._query_options)
 
-    def _evaluation_generator(self) -> torch.Generator:
-        seed = self.args.seed + RANK_SEED_OFFSET * (self.args.process_index + self.args.world_size)
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)  # the order in which the reference's scores are kept
+
+    def _evaluation_generator(self, stream: int) -> torch.Generator:
+        seed = self.args.seed + RANK_SEED_OFFSET * (self.args.process_index + stream * self.args.world_size)
         return torch.Generator(self.args.device).manual_seed(seed)
 
     @torch.no_grad()
@@ -99,9 +193,12 @@ class SampledEvaluation(Trainer):
         """
         if self.eval_dataset is None:
             return None
-        generator, rows = self._evaluation_generator(), []
+        generator, rows = self._evaluation_generator(POLICY_STREAM), []
         for batch in self._evaluation_batches():
-            rows += gather_object(self._table_rows(batch, generator))
+            part = self._table_rows(batch, generator)
+            rows += self.accelerator.gather_for_metrics(
+                part, use_gather_object=True
+            )  # without what fills the last batch
             if sampling:
                 break
         table = pd.DataFrame(rows)

@@ -1,0 +1,48 @@
+"""Fixture shared by the tests of PPO; loaded through `pytest_plugins`."""
+
+import inspect
+
+import pytest
+from ppo_parts import prompts
+from ppo_runs import letter_e
+
+from trl_ziegler.ppo_config import ZieglerPPOConfig
+from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
+from trl_ziegler.tasks import Task
+
+TRAINER_ARGUMENTS = set(inspect.signature(ZieglerPPOTrainer).parameters)
+
+
+@pytest.fixture
+def make_ppo(tmp_path, tokenizer, make_causal_lm):
+    """`make_ppo(**arguments)`: a small job, not started; config fields and arguments of the trainer side by side.
+
+    Four episodes per update, two epochs in one minibatch, three updates, six tokens of response.
+    """
+
+    def make(**given):
+        arguments = {
+            "processing_class": tokenizer,
+            "model": None,
+            "reward_model": letter_e,
+            "train_dataset": prompts(),
+            "task": Task("t", 6),
+        }
+        settings = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 4,
+            "max_steps": 3,
+            "num_ppo_epochs": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        for name, value in given.items():
+            (arguments if name in TRAINER_ARGUMENTS else settings)[name] = value
+        arguments["model"] = make_causal_lm() if arguments["model"] is None else arguments["model"]
+        return ZieglerPPOTrainer(ZieglerPPOConfig(**settings), **arguments)
+
+    return make
