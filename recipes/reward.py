@@ -7,11 +7,8 @@ the model is normalised to mean 0 and variance 1 over samples of the start model
 it).
 """
 
-from trl import ModelConfig, TrlParser
-
 from trl_ziegler import BestOfKRewardConfig
-from trl_ziegler.experiments.own_data import RewardScriptArguments, train_reward_model
+from trl_ziegler.experiments.own_data import RewardScriptArguments, script_parser, train_reward_model
 
 if __name__ == "__main__":
-    parser = TrlParser((RewardScriptArguments, BestOfKRewardConfig, ModelConfig))
-    train_reward_model(*parser.parse_args_and_config())
+    train_reward_model(*script_parser(RewardScriptArguments, BestOfKRewardConfig).parse_args_and_config())

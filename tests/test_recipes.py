@@ -50,12 +50,11 @@ def test_every_recipe_has_its_configs():
 def test_every_config_passes_the_real_parser_into_the_configs_of_its_stages(path, tmp_path, monkeypatch):
     made = {}
 
-    def on_a_cpu(config_class, name, section, **forced):
-        # TRL's SFTConfig turns bf16 on, which is refused on a machine without a GPU unless the CPU is asked for.
-        made[name] = section_config(config_class, name, section, **forced, use_cpu=True)
+    def remember(config_class, name, section, **forced):
+        made[name] = section_config(config_class, name, section, **forced)
         return made[name]
 
-    monkeypatch.setattr(style, "section_config", on_a_cpu)
+    monkeypatch.setattr(style, "section_config", remember)
     args, name = parse_recipe_arguments(path, [])
     experiment = style.StyleExperiment(path.parent.name, args, tmp_path)
     assert name == path.stem

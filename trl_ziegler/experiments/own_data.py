@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
@@ -23,7 +23,7 @@ from ..reward_wrapper import RewardFunction
 from ..tasks import Task
 from .data import load_rows
 from .generation import Generator
-from .recipe import use_cores
+from .recipe import start_processes
 
 MODEL_OPTIONS = ("model_name_or_path", "lora_", "use_peft", "use_rslora", "use_dora")
 
@@ -52,10 +52,20 @@ class PolicyScriptArguments:
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU; default all cores."})
 
 
+def script_parser(script_arguments: type, config: type) -> TrlParser:
+    """The parser of a script: its own arguments, the trainer's, the model's.
+
+    Without an accelerator `use_cpu` is on, or the library would leave each of several processes to itself.
+    """
+    parser = TrlParser((script_arguments, config, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())
+    return parser
+
+
 def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig, model: ModelConfig) -> None:
     """Train, evaluate if there are held-out labels, normalise, save; continue a run that was interrupted."""
     check_model_options(model)
-    use_cores(script.cpu_threads)
+    start_processes(script.cpu_threads)
     rows = load_rows(script.dataset_name)
     if script.normalization_samples and "prompt" not in rows.column_names:
         raise ValueError(
@@ -86,7 +96,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
 def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: ModelConfig) -> None:
     """Train and save; continue a run that was interrupted."""
     check_model_options(model)
-    use_cores(script.cpu_threads)
+    start_processes(script.cpu_threads)
     trainer = ZieglerPPOTrainer(
         args=args,
         processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path),

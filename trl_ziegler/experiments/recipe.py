@@ -21,8 +21,7 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
     """Run a recipe from its command line to its report; the last line printed is `Report: <path>`."""
     args, config_name = parse_recipe_arguments(default_config, argv)
     run_dir = Path(args.output_dir or Path("runs", task, config_name))
-    state = PartialState()
-    use_cores(args.cpu_threads)
+    state = start_processes(args.cpu_threads)
     experiment = StyleExperiment(task, args, run_dir)
     if state.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -39,14 +38,26 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
     return report
 
 
-def use_cores(cpu_threads: int | None) -> None:
-    """On a CPU, give torch this process's share of the cores: `accelerate launch` limits it to one thread."""
-    state = PartialState()
-    if state.device.type != "cpu":
-        return
-    threads = cpu_threads or max(1, len(os.sched_getaffinity(0)) // state.num_processes)
-    torch.set_num_threads(threads)
-    state.print(f"Using {threads} CPU threads in each of {state.num_processes} processes.")
+def start_processes(cpu_threads: int | None) -> PartialState:
+    """This process's place among those of the run; on a CPU, torch gets its share of the cores.
+
+    `accelerate launch` limits torch to one thread, and on a CPU starts one process whatever `--num_processes` says.
+
+    Raises `RuntimeError` where more processes were asked for than work together.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    # The launcher names a meeting point when it was asked for several processes, even if it starts one.
+    if state.num_processes < asked or ("MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ):
+        raise RuntimeError(
+            f"Several processes were asked for, but {state.num_processes} is at work: on a CPU, launch with "
+            "`accelerate launch --config_file recipes/accelerate/two_cpu_processes.yaml`."
+        )
+    if state.device.type == "cpu":
+        threads = cpu_threads or max(1, len(os.sched_getaffinity(0)) // state.num_processes)
+        torch.set_num_threads(threads)
+        state.print(f"Using {threads} CPU threads in each of {state.num_processes} processes.")
+    return state
 
 
 def write_results(

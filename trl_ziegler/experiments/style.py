@@ -321,8 +321,13 @@ class StyleExperiment:
     def _trainer_config(self, config_class: type, section: str, folder: Path) -> Any:
         args = self.args
         forced = {"output_dir": str(folder), "seed": args.seed, "report_to": args.report_to, "run_name": section}
-        # The library pins memory by default, which warns at every loader of a machine without a GPU.
-        values = {"dataloader_pin_memory": torch.cuda.is_available(), **args.section(section)}
+        # The library pins memory by default, which warns at every loader of a machine without a GPU, and without
+        # `use_cpu` leaves each of several processes to itself there.
+        defaults = {
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "use_cpu": PartialState().device.type == "cpu",
+        }
+        values = {**defaults, **args.section(section)}
         return section_config(config_class, section, values, **forced)
 
 

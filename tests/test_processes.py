@@ -1,0 +1,75 @@
+"""Several processes, killed ones, and one where more were asked for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from trl_ziegler.experiments.recipe import start_processes
+
+ROOT = Path(__file__).parents[1]
+
+
+def launched(*command: str) -> str:
+    """The output of a command that succeeds."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "2"}, {"MASTER_ADDR": "127.0.0.1"}], ids=["torchrun", "accelerate launch"]
+)
+def test_one_process_where_several_were_asked_for_is_refused(monkeypatch, environment):
+    PartialState(cpu=True)  # already alone
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=r"Several processes were asked for, but 1 is at work.*two_cpu_processes"):
+        start_processes(None)
+
+
+def test_one_process_takes_the_cores_or_what_it_is_given(monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    before = torch.get_num_threads()
+    try:
+        start_processes(None)
+        assert torch.get_num_threads() == 3
+        start_processes(2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert "Using 3 CPU threads in each of 1 processes." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_resumes_to_the_last_bit(num_processes):
+    output = launched("tests/kill_and_resume.py", "--num_processes", str(num_processes))
+    assert "Killed in update 3 of 4" in output
+    assert output.count("equal") == 3 and "DIFFER" not in output
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_in_two_processes(tmp_path):
+    run_dir = tmp_path / "run"
+    output = launched(
+        *("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/two_cpu_processes.yaml"),
+        *("--main_process_port", "29531", "recipes/sentiment.py", "--output_dir", str(run_dir)),
+        *("--config", "recipes/configs/sentiment/smoke.yaml", "--policy.rollout_dir", str(tmp_path / "rollouts")),
+    )
+    assert "Using 1 CPU threads in each of 2 processes." in output
+    assert f"Report: {run_dir / 'report.html'}" in output
+    first, second = (
+        (tmp_path / "rollouts" / f"rollouts-000001-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)
+    )
+    assert len(first) == len(second)
+    queries = [{json.loads(line)["prompt"] for line in lines} for lines in (first, second)]
+    assert queries[0] != queries[1]  # each rank its own
