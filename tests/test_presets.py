@@ -21,9 +21,10 @@ CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 STYLE = ("sentiment", "descriptiveness")
 SUMMARIES = ("tldr", "cnndm")
 TASKS = STYLE + SUMMARIES
+SCALES = ("gpt2-124m", "paper-774m")
 RECIPES = sorted(
     (path.parent.name, path.stem)
-    for scale in ("gpt2-124m", "paper-774m")
+    for scale in SCALES
     for path in CONFIGS.glob(f"*/{scale}.yaml")
     if path.parent.name in TASKS
 )
@@ -227,4 +228,11 @@ def test_recipes_train_and_normalise_on_as_much(task, scale):
 
 
 def test_style_recipes_exist():
-    assert {(task, scale) for task in STYLE for scale in ("gpt2-124m", "paper-774m")} <= set(RECIPES)
+    assert {(task, scale) for task in STYLE for scale in SCALES} <= set(RECIPES)
+
+
+def test_only_the_released_codes_recipes_drop_the_lower_bound_of_query_lengths():
+    for task in STYLE:
+        tasks = [yaml.safe_load((CONFIGS / task / f"{scale}.yaml").read_text()).get("task") for scale in SCALES]
+        assert tasks == [{"min_query_length": 1}, None]
+    assert BOOKS.min_query_length == 32
