@@ -13,7 +13,7 @@ from trl_ziegler.experiments.arguments import RecipeArguments
 from trl_ziegler.experiments.evaluation import Judged, evaluate_policy
 from trl_ziegler.experiments.generation import MAX_ROUNDS, Generator, Responses, collect_candidates
 from trl_ziegler.experiments.pipeline import run_stages
-from trl_ziegler.experiments.style import StyleExperiment
+from trl_ziegler.experiments.style import StyleExperiment, refuse_below_chance
 from trl_ziegler.experiments.worlds import FileWorld, LaptopWorld, make_world, part_of
 from trl_ziegler.functional import token_logprobs
 from trl_ziegler.kl_control import FixedKLController
@@ -408,3 +408,10 @@ def test_more_samples_than_a_batch_holds_are_drawn_in_parts(make_causal_lm, toke
     assert rows == [3, 3, 2, 3, 3, 2]
     assert out.responses.shape == (16, 4)
     assert len({tuple(row) for row in out.responses.tolist()}) == 16
+
+
+def test_a_reward_model_below_chance_stops_the_pipeline():
+    """A flipped sign makes the best candidate the one it likes least; four picks in a hundred are no accident."""
+    refuse_below_chance({"accuracy": 0.24, "high": 0.28, "chance": 0.25})
+    with pytest.raises(RuntimeError, match=r"agrees with 0\.040 of the held-out labels, guessing with 0\.250"):
+        refuse_below_chance({"accuracy": 0.04, "high": 0.06, "chance": 0.25})

@@ -8,7 +8,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from trl_ziegler.kl_control import FixedKLController
-from trl_ziegler.ppo_checks import build_task, check_setup, check_sign_of_reward, check_start, list_of
+from trl_ziegler.ppo_checks import (
+    build_task,
+    check_setup,
+    check_sign_of_reward,
+    check_start,
+    list_of,
+    warn_of_invalid,
+)
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.reward_wrapper import KLEntropyReward, Scored
 from trl_ziegler.rollout import Rollout
@@ -150,3 +157,10 @@ def test_start_asserts_ratio_kl_and_value():
         check_start(first_rollout(values=1e-3), same, 0.0, zero_head=True)
     with pytest.raises(RuntimeError, match="ratio is off by nan"):
         check_start(first_rollout(), same * float("nan"), 0.0, zero_head=True)
+
+
+def test_a_stop_token_that_never_comes_is_warned_of(caplog):
+    warn_of_invalid(0.1)
+    assert not caplog.text
+    warn_of_invalid(0.09)
+    assert "Only 9% of the responses of a rollout hold the token that ends them" in caplog.text

@@ -18,6 +18,8 @@ from .tasks import BoundTask, Task
 
 logger = get_logger(__name__)
 
+LEAST_VALID = 0.1
+
 
 def list_of(value: Any) -> list:
     """`value` itself if it is a list, else a list of it."""
@@ -103,6 +105,15 @@ def warn_of_unnormalized(rewards: Sequence[Any]) -> None:
                 f"The reward model {function_name(reward)} was never normalised, so its scale is arbitrary and "
                 "`kl_coef` has no known unit; see `normalize_reward_model`."
             )
+
+
+def warn_of_invalid(valid_share: float) -> None:
+    """Warn once of a stop token that hardly any response holds: their scores are then the penalty (C6)."""
+    if valid_share < LEAST_VALID:
+        logger.warning_once(
+            f"Only {valid_share:.0%} of the responses of a rollout hold the token that ends them, so the score of the "
+            "others is the penalty or changed by it; check the task's `truncate_token` and `truncate_after`."
+        )
 
 
 def _base(model: PreTrainedModel) -> PreTrainedModel:

@@ -32,10 +32,9 @@ class UpdateRecord:
         """Whether an update has begun and not been finished."""
         return bool(self._parts)
 
-    @property
-    def kl(self) -> float:
-        """KL(pi, rho) of the last rollout over all processes, in nats per response."""
-        return self._updates[-1]["objective/kl"]
+    def of_rollout(self, name: str) -> float:
+        """A statistic of the last rollout over all processes, such as `objective/kl`."""
+        return self._updates[-1][name]
 
     def begin(self, episodes: dict[str, torch.Tensor], kl_coef: float) -> None:
         """A rollout's per-episode statistics `[B]`, and the beta it was shaped with; NaN entries do not count."""

@@ -36,6 +36,7 @@ from .ppo_checks import (
     list_of,
     non_finite_gradients,
     raise_non_finite,
+    warn_of_invalid,
     warn_of_unnormalized,
 )
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
@@ -207,7 +208,8 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         if self.args.rollout_dir is not None:
             self._write_rollouts(batch, samples, episodes)
         self.record.begin(episodes, self.kl_controller.value)
-        self.kl_controller.update(self.record.kl, self.plan.batch_size)
+        warn_of_invalid(self.record.of_rollout("objective/valid_share"))
+        self.kl_controller.update(self.record.of_rollout("objective/kl"), self.plan.batch_size)
         return rollout
 
     def _respond(
@@ -335,7 +337,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     def _check_start(self, rollout: Rollout, logprobs: torch.Tensor) -> None:
         self._start_unchecked = False
-        kl = self.record.kl if self._reference_is_copy else None
+        kl = self.record.of_rollout("objective/kl") if self._reference_is_copy else None
         lower = self.accelerator.mixed_precision != "no"
         check_start(rollout, logprobs, kl, self.model.value_model is None, tolerance=1e-2 if lower else 1e-4)
 

@@ -209,7 +209,9 @@ class StyleExperiment:
         trainer.save_model(str(folder / "model"))
         if PartialState().is_main_process:
             write_json(folder / "log_history.json", trainer.state.log_history)
-            write_json(folder / "metrics.json", label_accuracy(trainer.model, rows[len(rows) - held_out :]))
+            accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
+            write_json(folder / "metrics.json", accuracy)
+            refuse_below_chance(accuracy)
 
     def policy(self, folder: Path) -> None:
         """PPO from the start model."""
@@ -329,6 +331,15 @@ class StyleExperiment:
         }
         values = {**defaults, **args.section(section)}
         return section_config(config_class, section, values, **forced)
+
+
+def refuse_below_chance(accuracy: dict[str, Any]) -> None:
+    """`RuntimeError` for a reward model whose agreement with held-out labels is below chance, interval and all."""
+    if accuracy["high"] < accuracy["chance"]:
+        raise RuntimeError(
+            f"The reward model agrees with {accuracy['accuracy']:.3f} of the held-out labels, guessing with "
+            f"{accuracy['chance']:.3f}; look for labels or candidates in another order, or for a flipped sign."
+        )
 
 
 def label_accuracy(model: PreTrainedModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
