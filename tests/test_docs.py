@@ -1,0 +1,65 @@
+"""The pages in docs/: their code runs, their metrics are those of a real run, their files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from ppo_runs import PROMPTS, letter_e, training_logs
+
+pytest_plugins = "ppo_train_fixture"
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*(ROOT / "docs").glob("**/*.md"), *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])
+OF_THE_LIBRARY = {"step", "epoch"}
+
+
+def documented_metrics() -> set[str]:
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "ppo_trainer.md").read_text(), flags=re.MULTILINE)
+    return set(rows)
+
+
+def named(key: str) -> str:
+    return "rewards/<name>" if key.startswith("rewards/") else key
+
+
+def test_every_metric_of_a_run_is_documented_and_the_other_way_round(train):
+    held_out = Dataset.from_dict({"prompt": PROMPTS})
+    trainer = train(target_kl=1e3, evaluate_with=held_out, eval_strategy="steps", eval_steps=1, reward_model=letter_e)
+    logged = {named(key) for row in training_logs(trainer) for key in row} - OF_THE_LIBRARY
+    evaluated = {key for row in trainer.state.log_history for key in row if key.startswith("eval_")}
+    table = documented_metrics()
+    assert logged == {key for key in table if not key.startswith("eval_")}
+    own = {key for key in evaluated if key.removeprefix("eval_") not in {"runtime", *logged}}
+    own = {key for key in own if not key.endswith("_per_second") and named(key.removeprefix("eval_")) not in logged}
+    assert own == {key for key in table if key.startswith("eval_")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_files_that_exist(page):
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for path in re.findall(r"(?<![\w/])((?:recipes|tests|docs|trl_ziegler)/[\w./-]+)", block):
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
+)
+def test_python_runs_as_it_stands(page, make_causal_lm, tokenizer, tmp_path, monkeypatch):
+    """With a tiny model in the place of the hub's."""
+    folder = tmp_path / "gpt2"
+    make_causal_lm().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    namespace: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block.replace('"gpt2"', repr(str(folder))), page.name, "exec"), namespace)
