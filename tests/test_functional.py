@@ -146,12 +146,19 @@ class TestRanking:
             ([[0, 1, 2]], [[0, 0, 1]], "fewer than 2 candidates"),
             ([[0.0, 1, 2]], None, "`rankings` must hold integers"),
             ([0, 1, 2], None, r"`rankings` must have shape \(1, 3\)"),
+            ([[0, 1, 2]], [1, 1, 1], r"`mask` must have shape \(1, 3\)"),
         ],
     )
     def test_bad_ranking_is_refused(self, rankings, mask, message):
         with pytest.raises(ValueError, match=message):
             mask = None if mask is None else torch.tensor(mask)
             fn.ranking_loss(torch.zeros(1, 3), torch.tensor(rankings), mask=mask)
+
+    def test_every_row_needs_two_candidates(self):
+        with pytest.raises(ValueError, match="fewer than 2 candidates"):
+            fn.ranking_loss(torch.zeros(2, 2), torch.tensor([[0, 1]] * 2), mask=torch.tensor([[1, 1], [1, 0]]))
+        with pytest.raises(ValueError, match="K >= 2 candidates per row to compare, got K = 1"):
+            fn.ranking_loss(torch.zeros(1, 1), torch.tensor([[0]]))
 
 
 def reward_losses_numpy(rewards, rankings, scores, mask):
@@ -187,12 +194,26 @@ def test_scalar_loss_is_the_mean_squared_error_over_present_candidates():
     assert fn.scalar_loss(rewards[:1], scores[:1]).item() == 2.5
     with pytest.raises(ValueError, match=r"`scores` must have shape \(2, 2\)"):
         fn.scalar_loss(rewards, scores[:1])
+    with pytest.raises(ValueError, match=r"`rewards` must have the axes \[B, K\]"):
+        fn.scalar_loss(rewards[0], scores[0])
+
+
+def test_narrow_types_give_the_numbers_of_wide_ones():
+    wide, labels, mask = normal(2, 3).bfloat16().float(), torch.tensor([2, 0]), torch.ones(2, 3)
+    narrow, short = wide.bfloat16(), labels.to(torch.int16)
+    for ours, expected in (
+        (fn.best_of_k_loss(narrow, short, mask=mask), fn.best_of_k_loss(wide, labels)),
+        (fn.token_logprobs(narrow, short), fn.token_logprobs(wide, labels)),
+        (fn.apply_penalty(narrow[0], mask[0], -1), wide[0]),
+    ):
+        assert_close(ours, expected, rtol=0, atol=0)  # the type too
 
 
 class TestGainAndBias:
     def test_hand_worked_number_uses_the_population_deviation(self):
         gain, bias = fn.gain_and_bias(f64(1, 3))  # the sample deviation would give 0.7071
         assert (gain.item(), bias.item()) == (1.0, -2.0)
+        assert fn.gain_and_bias(f64(0, 1e-4))[0].item() == pytest.approx(2e4)
 
     def test_targets_are_reached(self):
         raw = 3 * normal(50) + 4
@@ -210,6 +231,8 @@ class TestGainAndBias:
         [
             ([0.1, 0.1, 0.1], {}, "at least two different values to be normalised, got 3 equal ones"),
             ([0.1, 0.1 + 1e-8, 0.1], {}, "got 3 equal ones"),
+            ([1e-7, 2e-7], {}, "got 2 equal ones"),  # rounding is that of a sum of terms of order 1,
+            ([-1000.0, -1000.005], {}, "got 2 equal ones"),  # and relative to larger scores
             ([], {}, "at least two different values"),
             ([1.0, NAN], {}, "must be finite"),
             ([1.0, 2.0], {"target_std": 0.0}, "`target_std` must be positive, got 0.0"),
@@ -263,6 +286,8 @@ class TestTruncationAndPenalty:
         assert_close(fn.apply_penalty(scores, valid, -1), torch.tensor([-1.0, -1.0, 3.2, -5.0]))
         with pytest.raises(ValueError, match=r"`valid` must have shape \(4,\)"):
             fn.apply_penalty(scores, valid[:, None], -1)
+        with pytest.raises(ValueError, match=r"`scores` must have the axes \[B\]"):
+            fn.apply_penalty(scores[None], valid[None], -1)
 
 
 class TestTokenLogprobsAndEntropy:
@@ -358,6 +383,10 @@ class TestKLEntropyRewards:
             fn.kl_entropy_rewards(self.scores[:, None], self.logprobs, self.logprobs, 0.1)
         with pytest.raises(ValueError, match=r"`ref_logprobs` must have shape \(2, 3\)"):
             fn.kl_entropy_rewards(self.scores, self.logprobs, self.logprobs[:1], 0.1)
+        with pytest.raises(ValueError, match=r"`mask` must have shape \(2, 3\)"):
+            fn.kl_entropy_rewards(self.scores, self.logprobs, self.logprobs, 0.1, mask=torch.ones(1, 3))
+        with pytest.raises(ValueError, match=r"`logprobs` must have the axes \[B, T\]"):
+            fn.kl_entropy_rewards(self.scores[0], self.scores, self.scores, 0.1)
         with pytest.raises(ValueError, match="`mask` is false throughout row 1"):
             fn.kl_entropy_rewards(self.scores, self.logprobs, self.logprobs, 0.1, mask=prefix_mask([1, 0], 3))
 

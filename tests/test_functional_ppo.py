@@ -77,6 +77,10 @@ class TestMeansAndMoments:
             fn.moments(torch.zeros(2, 3), mask=torch.ones(2, 1))
         with pytest.raises(ValueError, match=r"`means` must have shape \(2,\)"):
             fn.merge_moments(torch.ones(2), torch.zeros(1), torch.zeros(2))
+        with pytest.raises(ValueError, match=r"`variances` must have shape \(2,\)"):
+            fn.merge_moments(torch.ones(2), torch.zeros(2), torch.zeros(1))
+        with pytest.raises(ValueError, match=r"`counts` must have the axes \[N\]"):
+            fn.merge_moments(torch.ones(2, 1), torch.zeros(2, 1), torch.zeros(2, 1))
 
 
 class TestWhiten:
@@ -98,6 +102,7 @@ class TestWhiten:
         ours = fn.whiten(values, mask=MASK, shift_mean=shift_mean)
         np.testing.assert_allclose(ours[MASK], expected + (0 if shift_mean else chosen.mean()), rtol=1e-12)
         assert (ours[~MASK] == 0).all()
+        assert gradient(lambda x: fn.whiten(x, mask=MASK, shift_mean=shift_mean)[0, 0], values).isfinite().all()
 
     @pytest.mark.parametrize("shift_mean", [True, False])
     def test_mask_of_ones_is_no_mask(self, shift_mean):
@@ -166,6 +171,8 @@ class TestGAE:
             fn.gae(torch.zeros(2, 3), torch.zeros(2, 1))
         with pytest.raises(ValueError, match=r"axes \[B, T\], got shape \(3,\)"):
             fn.gae(torch.zeros(3), torch.zeros(3))
+        with pytest.raises(ValueError, match=r"`mask` must have shape \(2, 3\)"):
+            fn.gae(torch.zeros(2, 3), torch.zeros(2, 3), mask=torch.ones(1, 3))
         with pytest.raises(ValueError, match="`mask` must be trues followed by falses"):
             fn.gae(torch.zeros(1, 3), torch.zeros(1, 3), mask=torch.tensor([[1, 0, 1]]))
 
@@ -242,6 +249,8 @@ class TestPolicyLoss:
     def test_wrong_shape_is_refused(self):
         with pytest.raises(ValueError, match=r"`advantages` must have shape \(2, 3\) .* got \(2,\)"):
             fn.policy_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2))
+        with pytest.raises(ValueError, match=r"`logprobs_old` must have shape \(2, 3\) .* got \(1, 3\)"):
+            fn.policy_loss(torch.zeros(2, 3), torch.zeros(1, 3), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("loss", [fn.value_loss, fn.policy_loss])
@@ -251,6 +260,12 @@ class TestBothLosses:
 
     def test_mask_of_ones_is_no_mask(self, loss):
         assert_close(loss(*self.arguments(), mask=ALL), loss(*self.arguments()))
+
+    def test_nan_under_the_mask_reaches_neither_result_nor_gradient(self, loss):
+        arguments = [ragged(seed) for seed in range(3)]
+        assert_close(loss(*arguments, mask=MASK), loss(*self.arguments(), mask=MASK))
+        slope = gradient(lambda new: loss(new, *arguments[1:], mask=MASK), arguments[0])
+        assert (slope[~MASK] == 0).all()
 
     @pytest.mark.parametrize("mask", [None, MASK])
     def test_micro_batches_with_the_total_add_up_to_the_minibatch(self, loss, mask):
@@ -275,6 +290,7 @@ class TestStatistics:
         old = torch.zeros_like(new)
         assert fn.policy_clip_fraction(new, old, advantages).item() == pytest.approx(0.4)
         assert fn.policy_clip_fraction(new, old, advantages, clip_range=0.05).item() == pytest.approx(0.6)
+        assert fn.policy_clip_fraction(f64(math.log(1.15)), f64(0), f64(1)).item() == 0  # 0.2 unless told otherwise
         mask = torch.tensor([0, 1, 1, 1, 1])
         assert fn.policy_clip_fraction(new, old, advantages, mask=mask).item() == pytest.approx(0.25)
 
@@ -282,6 +298,7 @@ class TestStatistics:
         new, old, target = f64(0.5, 0.5, 0.1, -0.5), f64(0, 0, 0, 0), f64(1, 0, 1, -1)
         assert fn.value_clip_fraction(new, old, target).item() == 0.5
         assert fn.value_clip_fraction(new, old, target, clip_range=0.05).item() == 0.75
+        assert fn.value_clip_fraction(f64(0.15), f64(0), f64(1)).item() == 0
         mask = torch.tensor([0, 1, 1, 1])
         assert fn.value_clip_fraction(new, old, target, mask=mask).item() == pytest.approx(1 / 3)
 

@@ -73,7 +73,7 @@ def test_bad_coefficient_is_refused(kl_coef):
 
 
 def test_coefficient_zero_is_allowed():
-    assert FixedKLController(0).value == 0.0
+    assert repr(FixedKLController(0).value) == "0.0"  # a float whatever came in, as JSON and logs expect
 
 
 @pytest.mark.parametrize("number", [0, -1.0, math.nan, math.inf])
@@ -92,6 +92,12 @@ def test_bad_measurement_is_refused_and_changes_nothing(controller):
     with pytest.raises(ValueError, match="`n_episodes` must be at least 1, got 0"):
         controller.update(6.0, 0)
     assert controller.value == 0.1
+
+
+def test_one_episode_is_enough():
+    controller = AdaptiveKLController(1.0, 6.0, horizon=10)
+    controller.update(6.6, 1)
+    assert controller.value == pytest.approx(1.01, rel=1e-12)
 
 
 def test_horizon_so_short_that_the_coefficient_could_change_sign_is_refused():

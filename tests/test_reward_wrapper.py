@@ -1,9 +1,12 @@
 """From responses to rewards: what each kind of reward function reads, and what becomes of its answers."""
 
+import copy
+import functools
 import math
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from trl_ziegler.kl_control import FixedKLController
 from trl_ziegler.reward_model import as_reward_model, score_token_ids
@@ -50,11 +53,22 @@ def test_prompt_column_wins_and_chat_prompts_get_messages(tokenizer, texts):
         seen.append((prompts, completions, columns))
         return [0.0, 0.0]
 
-    build(tokenizer, [reward]).score(*texts, {"prompt": chat})
+    given = {"prompt": chat}
+    build(tokenizer, [reward]).score(*texts, given)
+    assert given == {"prompt": chat}
     prompts, completions, columns = seen[0]
     assert prompts == chat
     assert completions[0] == [{"role": "assistant", "content": " was."}]
     assert columns == {}
+
+
+def test_callables_read_no_special_tokens(tokenizer, texts):
+    queries, responses = texts
+    end = tokenizer.eos_token_id
+    seen = []
+    reward = build(tokenizer, [lambda prompts, completions: seen.append((prompts, completions)) or [0.0, 0.0]])
+    reward.score([[end, *query] for query in queries], torch.cat([torch.full((2, 1), end), responses], 1), {})
+    assert seen == [([" the cat", " a dog"], [" was.", " was old and new"])]
 
 
 def test_models_read_the_raw_query_and_the_cut_response_as_ids(tokenizer, texts, make_classifier):
@@ -84,6 +98,27 @@ def test_a_model_with_its_own_tokenizer_reads_text(tokenizer, texts, make_classi
     torch.testing.assert_close(own, build(tokenizer, [model]).score(*texts, {}).raw)
 
 
+def test_text_for_another_tokenizer_gets_that_one_s_special_tokens_once(tokenizer, texts, make_classifier):
+    model = as_reward_model(make_classifier(), fresh_head=True)
+    queries, responses = texts
+    end, start = tokenizer.eos_token_id, tokenizer("!")["input_ids"][0]
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", start)])
+    ended = torch.cat([responses[:, :2], torch.full((2, 1), end), responses[:, 2:]], 1)
+    reward = build(tokenizer, [model], processing_classes=[other], task=Task("t", 5))
+    ours = reward.score([[end, *query] for query in queries], ended, {}).raw
+    expected = score_token_ids(model, [[start, *query] for query in queries], responses.tolist())
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(("options", "rows"), [({}, [2]), ({"batch_size": 1}, [1, 1])])
+def test_batch_size_bounds_the_rows_of_a_forward_pass(tokenizer, texts, make_classifier, options, rows):
+    model, seen = as_reward_model(make_classifier(), fresh_head=True), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(output.logits)))
+    build(tokenizer, [model], **options).score(*texts, {})
+    assert seen == rows
+
+
 def test_functions_are_weighted_and_none_counts_as_nothing(tokenizer, texts):
     functions = [lambda prompts, completions: [1.0, 2.0], lambda prompts, completions: [None, 4.0]]
     task = Task("t", 4)
@@ -94,8 +129,8 @@ def test_functions_are_weighted_and_none_counts_as_nothing(tokenizer, texts):
 
 def test_reward_is_the_score_at_the_end_minus_beta_times_the_log_ratio(tokenizer):
     reward = build(tokenizer, [len], task=Task("t", 3), kl_coef=0.5)
-    scored = Scored(
-        torch.tensor([2.0]), torch.tensor([2.0]), torch.zeros(1, 1), torch.tensor([1]), torch.tensor([True])
+    scored = Scored(  # `raw` differs, as under a penalty
+        torch.tensor([2.0]), torch.tensor([7.0]), torch.zeros(1, 1), torch.tensor([1]), torch.tensor([True])
     )
     logprobs, ref_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-2.0, -2.0, -1.0]])
     shaped = reward.shape(scored, logprobs, ref_logprobs)
@@ -124,6 +159,24 @@ def test_a_score_that_is_not_finite_names_prompt_and_response(tokenizer, texts, 
         build(tokenizer, [broken]).score(*texts, {})
 
 
+def test_the_first_bad_row_and_its_function_are_named(tokenizer, texts, make_classifier):
+    def fine(prompts, completions):
+        return [None, 1.0]
+
+    def broken(prompts, completions):
+        return [1.0, math.nan]
+
+    message = "'broken' gave no finite score for the prompt ' a dog' and the response ' was old and new'"
+    with pytest.raises(ValueError, match=message):
+        build(tokenizer, [fine, broken]).score(*texts, {})
+    with pytest.raises(ValueError, match=r"for the prompt ' the cat' and the response ' was\.'"):
+        build(tokenizer, [lambda prompts, completions: [math.inf, math.inf]]).score(*texts, {})
+    model = as_reward_model(make_classifier(), fresh_head=True)
+    torch.nn.init.constant_(model.score.weight, math.nan)
+    with pytest.raises(ValueError, match="'GPT2ForSequenceClassification' gave no finite score"):
+        build(tokenizer, [lambda prompts, completions: [1.0, 1.0], model]).score(*texts, {})
+
+
 def test_a_response_nobody_scored_is_refused(tokenizer, texts):
     with pytest.raises(ValueError, match="no finite score for the prompt ' the cat'"):
         build(tokenizer, [lambda prompts, completions: [None, 1.0]]).score(*texts, {})
@@ -135,8 +188,11 @@ def test_wrong_numbers_of_scores_and_weights_are_refused(tokenizer, texts):
 
     with pytest.raises(ValueError, match="'short' returned 1 scores for 2 completions"):
         build(tokenizer, [short]).score(*texts, {})
-    with pytest.raises(ValueError, match="`reward_weights` has 2 values for 1 reward functions"):
-        build(tokenizer, [short], weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match="returned 3 scores for 2 completions"):
+        build(tokenizer, [lambda prompts, completions: [1.0] * 3]).score(*texts, {})
+    for weights in ([], [1.0, 2.0]):
+        with pytest.raises(ValueError, match=f"`reward_weights` has {len(weights)} values for 1 reward functions"):
+            build(tokenizer, [short], weights=weights)
 
 
 def test_names_of_models_and_functions(make_classifier):
@@ -145,3 +201,4 @@ def test_names_of_models_and_functions(make_classifier):
     model.config._name_or_path = "some/where/judge/"
     assert function_name(model) == "judge"
     assert function_name(len) == "len"
+    assert function_name(functools.partial(len)) == "partial"
