@@ -131,7 +131,7 @@ class SampledEvaluation(Trainer):
     def _score_reference(self, batch: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
         rule = self.task.task
         parts = []
-        with evaluating(self.model), self.compute_loss_context_manager(), self._reference() as reference:
+        with evaluating(self.model), self.accelerator.autocast(), self._reference() as reference:
             for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
                 part = sample(
                     cast(ActorCritic, ReferenceStep(reference)),
