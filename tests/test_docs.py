@@ -11,6 +11,7 @@ pytest_plugins = "ppo_train_fixture"
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("**/*.md"), *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 OF_THE_LIBRARY = {"step", "epoch"}
 
 
