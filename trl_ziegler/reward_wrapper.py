@@ -119,7 +119,7 @@ class KLEntropyReward:
         if isinstance(function, torch.nn.Module):
             if own_tokenizer is not None:
                 queries, cut = self._reencode(queries, cut, own_tokenizer)
-            return score_token_ids(function, queries, cut, batch_size=self.batch_size).float().cpu()
+            return score_token_ids(function, queries, cut, batch_size=self.batch_size)
         prompts, completions, columns = self._as_text(queries, cut, columns)
         values = function(prompts, completions, **columns)
         if len(values) != len(cut):
