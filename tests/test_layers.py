@@ -15,7 +15,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "trl_ziegler"
 
 LAYERS = {
-    "base": {"_compat", "_files", "_version", "functional", "kl_control", "optim", "prefix_sharing", "presets", "tasks"},
+    "base": {
+        "_compat",
+        "_files",
+        "_version",
+        "functional",
+        "kl_control",
+        "optim",
+        "prefix_sharing",
+        "presets",
+        "tasks",
+    },
     "parts": {
         "actor_critic",
         "openai_labels",

@@ -189,7 +189,7 @@ def test_evaluation_within_training_leaves_the_run_and_the_models_mode_alone(mak
 
 
 def test_prompts_are_read_in_the_order_in_which_the_references_scores_are_kept(evaluated, recorder):
-    trainer = evaluated(train_sampling_strategy="group_by_length")
+    trainer = evaluated()
     trainer.evaluate()
     assert [number for number, _, _ in recorder.take()] == [*range(12), *range(12)]
 

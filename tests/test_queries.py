@@ -13,7 +13,8 @@ def task(tokenizer):
 
 
 def prepare(data, tokenizer, task, limit=64):
-    return prepare_queries(Dataset.from_dict(data), tokenizer, task, context_limit=limit, name="train_dataset")
+    options = {"context_limit": limit, "vocab_size": len(tokenizer), "name": "train_dataset"}
+    return prepare_queries(Dataset.from_dict(data), tokenizer, task, **options)
 
 
 def test_text_prompts_are_encoded_and_columns_stay(tokenizer, task):

@@ -224,7 +224,6 @@ def test_d10_steps_logs_evaluations_and_the_stop_flag_are_obeyed(make_ppo):
     assert stopped.state.global_step == 2
 
 
-@pytest.mark.xfail(strict=True, reason="`eval_delay` is compared with optimiser steps")
 def test_d10_the_delay_of_evaluations_counts_updates(make_ppo):
     trainer = make_ppo(
         max_steps=4, num_ppo_epochs=4, eval_strategy="steps", eval_steps=1, eval_delay=3, eval_dataset=prompts(4)

@@ -79,7 +79,6 @@ def test_d20_no_sample_of_an_evaluation_is_lost(make_ppo, rows, batch, as_dict):
     assert len(table) == rows * len(names)
 
 
-@pytest.mark.xfail(strict=True, reason="`dataloader_drop_last` reaches the evaluation's loader")
 @pytest.mark.parametrize("rows", [12, 5])
 def test_d20_dropping_the_last_batch_is_for_training(make_ppo, rows):
     trainer = make_ppo(
@@ -177,7 +176,6 @@ def sharp(model):
     return model
 
 
-@pytest.mark.xfail(strict=True, reason="the reference is evaluated without autocast")
 def test_d25_bfloat16_autocast_starts_on_policy_with_reference_and_sampler_alike(make_ppo, make_causal_lm):
     trainer = make_ppo(model=sharp(make_causal_lm()), bf16=True, learning_rate=0.0, task=Task("t", 24), max_steps=2)
     trainer.train()
@@ -238,7 +236,6 @@ def test_d27_lora_trains_adapters_and_the_value_head_alone(make_ppo):
     assert moved == names
 
 
-@pytest.mark.xfail(strict=True, reason="a value network made here is trained in full beside an adapter")
 def test_d27_a_value_network_made_from_the_reward_model_gets_an_adapter_too(make_ppo, make_classifier, tmp_path):
     def build():
         judge = as_reward_model(make_classifier(), fresh_head=True)
@@ -255,7 +252,6 @@ def test_d27_a_value_network_made_from_the_reward_model_gets_an_adapter_too(make
     assert_same_weights(whole, resumed)
 
 
-@pytest.mark.xfail(strict=True, reason="the copy inherits the adapter of the reward model, which may be frozen")
 def test_d27_a_value_network_made_from_an_adapted_reward_model_has_one_adapter(make_ppo, make_classifier):
     adapter = LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True, modules_to_save=["score"])
     judge = as_reward_model(get_peft_model(as_reward_model(make_classifier(), fresh_head=True), adapter))
@@ -283,7 +279,6 @@ def test_d27_a_value_model_that_is_given_trains_what_its_owner_left_trainable(ma
     assert rest and all(name.startswith("value_model.score.") for name in rest)
 
 
-@pytest.mark.xfail(strict=True, reason="the copy inherits the reward model's frozen weights")
 def test_a_value_network_made_from_a_frozen_reward_model_trains(make_ppo, make_classifier):
     judge = as_reward_model(make_classifier(), fresh_head=True)
     judge.requires_grad_(False)

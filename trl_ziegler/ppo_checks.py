@@ -155,6 +155,16 @@ def _check_adapters(policy: PreTrainedModel, ref_model: PreTrainedModel | None, 
         )
 
 
+def check_stop_token(task: BoundTask, policy: PreTrainedModel) -> None:
+    """Refuse a stop token that the tokenizer has and the policy's vocabulary has not: no response could ever end."""
+    size = policy.config.get_text_config().vocab_size
+    if task.truncate_id is not None and task.truncate_id >= size:
+        raise ValueError(
+            f"The stop token id {task.truncate_id} is outside the policy's {size} ids, so no response could end; "
+            "resize the policy's embeddings or choose another."
+        )
+
+
 def check_sign_of_reward(shape: Any, scored: Any, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> None:
     """Raising the score must raise R, raising log pi above log rho must not raise it (section 4.4 of the paper)."""
     total = shape(scored, logprobs, ref_logprobs).rewards.sum()

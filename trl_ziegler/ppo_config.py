@@ -23,6 +23,13 @@ REFUSED = {
     "reward_model_path": "pass the model to the trainer's `reward_model`",
     "kl_estimator": "the reward of the method is -beta log(pi/rho), which is 'k1'",
     "ds3_gather_for_generation": "DeepSpeed ZeRO-3 is not supported",
+    "label_smoothing_factor": "there are no labels to smooth",
+    "neftune_noise_alpha": "noise in the embeddings would make the sampled and the trained policy differ",
+    "auto_find_batch_size": "the batch sizes define the update; lower `per_device_train_batch_size` and raise "
+    "`gradient_accumulation_steps` by the same factor",
+    "train_sampling_strategy": "queries come in a random order",
+    "bf16_full_eval": "evaluation samples as training does; set `bf16`",
+    "fp16_full_eval": "evaluation samples as training does; set `fp16`",
 }
 
 
@@ -144,6 +151,8 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError(f"`target_kl` is {self.target_kl}; give a value above 0, or None to make every step.")
         if self.target_kl is not None and self.fp16:
             raise ValueError("`target_kl` leaves out steps, which the loss scaling of `fp16` cannot; use `bf16`.")
+        if self.optimizer == "tf_adam" and self.optim != type(self).__dataclass_fields__["optim"].default:
+            raise ValueError(f"`optim` is {self.optim!r} and `optimizer` is 'tf_adam'; give one of them.")
         for name, least in (("num_ppo_epochs", 1), ("num_mini_batches", 1), ("local_rollout_forward_batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; give at least {least}.")

@@ -231,6 +231,9 @@ def in_optimizer_steps(args: ZieglerPPOConfig, plan: UpdatePlan) -> ZieglerPPOCo
     args.max_steps = plan.updates * plan.steps_per_update
     args.gradient_accumulation_steps = plan.micro_batches_per_step
     args.per_device_train_batch_size = plan.micro_batch_size
+    args.dataloader_drop_last = False  # an update is never incomplete, and an evaluation reads every prompt
+    if args.eval_strategy == "steps":
+        args.eval_delay *= plan.steps_per_update
     for name in ("logging_steps", "save_steps", "eval_steps"):
         interval = getattr(args, name)
         if interval is not None and interval >= 1:

@@ -32,6 +32,7 @@ from .ppo_checks import (
     check_setup,
     check_sign_of_reward,
     check_start,
+    check_stop_token,
     first_non_finite_row,
     list_of,
     non_finite_gradients,
@@ -40,7 +41,7 @@ from .ppo_checks import (
     warn_of_unnormalized,
 )
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
-from .ppo_evaluation import RANK_SEED_OFFSET
+from .ppo_evaluation import RANK_SEED_OFFSET, evaluating
 from .ppo_loop import UpdateLoop, in_optimizer_steps
 from .ppo_statistics import loss_statistics, rollout_statistics
 from .queries import QueryCollator, RepeatedBatches, extra_columns, prepare_queries, raw_queries, with_responses
@@ -116,7 +117,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
         warn_of_unnormalized(rewards)
         if value_model is None and args.value_init == "reward":
-            value_model = copy.deepcopy(rewards[0])
+            value_model = value_network(rewards[0], policy)
         self._reference_is_copy = ref_model is None
         if ref_model is None and not is_peft_model(policy):
             ref_model = copy.deepcopy(policy)
@@ -125,9 +126,11 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
                 disable_dropout_in_model(module)
 
         self.task = build_task(args, task, processing_class).bind(processing_class)
+        check_stop_token(self.task, policy)
         self._query_options = {
             "task": self.task,
             "context_limit": context_limit(policy),
+            "vocab_size": policy.config.get_text_config().vocab_size,
             "num_proc": args.dataset_num_proc,
         }
         train_dataset = prepare_queries(train_dataset, processing_class, name="train_dataset", **self._query_options)
@@ -216,7 +219,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         self, batch: dict[str, Any], generator: torch.Generator
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
         """Responses to a batch of contexts, their `[B, T]` log rho, their scores and per-token rewards."""
-        with evaluating(self.model), self.compute_loss_context_manager():
+        with evaluating(self.model), self.accelerator.autocast():
             samples = self._sample(batch, generator)
             ref_logprobs = self._reference_logprobs(batch, samples.responses)
         scored = self.reward.score(raw_queries(self.task, batch), samples.responses, extra_columns(batch))
@@ -351,7 +354,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         """Whether the loss of `batch` alone has a finite gradient; leaves the gradients of the model changed."""
         model = self.accelerator.unwrap_model(self.model)
         model.zero_grad()
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             logprobs, _, values = self._evaluate_tokens(model, batch.rollout)
             policy, value = self._losses(batch, logprobs, values)
         (policy + self.args.vf_coef * value).backward()
@@ -375,15 +378,19 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         super().log(logs, start_time)
 
 
+def value_network(reward_model: PreTrainedModel, policy: PreTrainedModel) -> PreTrainedModel:
+    """A trainable copy of a reward model; if the policy trains an adapter, so does the copy, beside its head."""
+    copied = copy.deepcopy(reward_model)
+    if is_peft_model(copied):
+        copied = copied.merge_and_unload()
+    copied.requires_grad_(True)
+    if not is_peft_model(policy):
+        return copied
+    adapter = copy.deepcopy(policy.active_peft_config)
+    adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]
+    return get_peft_model(copied, adapter)
+
+
 def context_limit(policy: PreTrainedModel) -> int:
     """Most tokens the policy can read."""
     return policy.config.get_text_config().max_position_embeddings
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode (gradient checkpointing would switch its cache off), then as it was."""
-    training = model.training
-    model.eval()
-    yield
-    model.train(training)

@@ -24,6 +24,7 @@ def prepare_queries(
     task: BoundTask,
     *,
     context_limit: int,
+    vocab_size: int,
     name: str,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
@@ -32,10 +33,12 @@ def prepare_queries(
     Args:
         dataset: Has `input_ids`, or `prompt` as text or chat messages. A stream is tokenised and checked while read.
         context_limit: Most tokens of prefix, query, suffix and response together.
+        vocab_size: Ids the policy knows.
         name: What error messages call the dataset.
 
     Raises:
-        ValueError: neither column, an empty prompt, or one too long for the task or the model, named by its row.
+        ValueError: neither column, an empty prompt, one too long for the task or the model, or one with an id that the
+            policy does not know, named by its row.
     """
     columns = _columns(dataset)
     if "input_ids" not in columns and "prompt" not in columns:
@@ -53,6 +56,12 @@ def prepare_queries(
             raise ValueError(
                 f"Row {row} of `{name}` has {len(ids)} tokens; with {own} tokens of prefix, suffix and response at "
                 f"most {limit} fit the task's query length and the model's context. Cut the prompts first."
+            )
+        unknown = [token for token in ids if not 0 <= token < vocab_size]
+        if unknown:
+            raise ValueError(
+                f"Row {row} of `{name}` has the id {unknown[0]}, which is outside the policy's {vocab_size}; resize "
+                "the policy's embeddings, or drop the added token from the prompts."
             )
 
     def checked(row: dict[str, Any], index: int) -> dict[str, Any]:
