@@ -13,7 +13,8 @@ from trl_ziegler.experiments.arguments import RecipeArguments
 from trl_ziegler.experiments.evaluation import Judged, evaluate_policy
 from trl_ziegler.experiments.generation import MAX_ROUNDS, Generator, Responses, collect_candidates
 from trl_ziegler.experiments.pipeline import run_stages
-from trl_ziegler.experiments.style import StyleExperiment, refuse_below_chance
+from trl_ziegler.experiments.style import StyleExperiment
+from trl_ziegler.experiments.training import refuse_below_chance
 from trl_ziegler.experiments.worlds import FileWorld, LaptopWorld, make_world, part_of
 from trl_ziegler.functional import token_logprobs
 from trl_ziegler.kl_control import FixedKLController

@@ -20,23 +20,20 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
-from ..metrics import BestOfKAccuracy
-from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
-from ..ppo_trainer import ZieglerPPOTrainer
-from ..reward_model import is_normalized, load_reward_model, normalize_reward_model, score_token_ids
-from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
+from ..reward_model import is_normalized, load_reward_model
+from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import KLEntropyReward
 from ..tasks import BOOKS, BoundTask
 from .arguments import RecipeArguments, section_config, section_task
 from .evaluation import Judged, evaluate_policy
 from .generation import Generator, collect_candidates
 from .pipeline import Stage, read_jsonl, write_json, write_jsonl
+from .training import train_policy, train_reward_model
 from .worlds import make_world
 
 TASKS = ("sentiment", "descriptiveness")
@@ -182,64 +179,23 @@ class StyleExperiment:
 
     def reward(self, folder: Path) -> None:
         """Train the reward model on the labels, normalised over the start model's samples before and after."""
-        rows = read_jsonl(self.run_dir / "label" / "labels.jsonl")
-        columns = ("prompt_ids", "completion_ids", "label")
-        data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
-        held_out = self.args.num_eval_labels
-        if len(rows) <= held_out:
-            raise ValueError(
-                f"Only {len(rows)} comparisons could be collected, no more than the {held_out} held-out ones; raise "
-                "`num_labels`, or look at why so many responses were rejected (collect/metrics.json)."
-            )
         samples = read_jsonl(self.run_dir / "collect" / "normalization.jsonl")
-        queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
-        _, tokenizer = self.start_model()
-        model = load_reward_model(self.start_path(), seed=self.args.seed)
-        normalize_reward_model(model, queries, responses)
-        trainer = BestOfKRewardTrainer(
-            model=model,
-            args=self._trainer_config(BestOfKRewardConfig, "reward", folder),
-            train_dataset=data.select(range(len(rows) - held_out)),
-            eval_dataset=data.select(range(len(rows) - held_out, len(rows))),
-            processing_class=tokenizer,
+        train_reward_model(
+            folder,
+            self._trainer_config(BestOfKRewardConfig, "reward", folder),
+            self.start_path(),
+            read_jsonl(self.run_dir / "label" / "labels.jsonl"),
+            samples,
+            held_out=self.args.num_eval_labels,
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-        trainer.evaluate()
-        normalize_reward_model(trainer.model, queries, responses)
-        trainer.save_model(str(folder / "model"))
-        if PartialState().is_main_process:
-            write_json(folder / "log_history.json", trainer.state.log_history)
-            accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
-            write_json(folder / "metrics.json", accuracy)
-            refuse_below_chance(accuracy)
 
     def policy(self, folder: Path) -> None:
         """PPO from the start model."""
-        _, tokenizer = self.start_model()
-        rows = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")[: self.args.num_policy_queries]
         rewards, weights = self.reward_functions()
         config = self._trainer_config(ZieglerPPOConfig, "policy", folder)
         config.reward_weights = weights
-        trainer = ZieglerPPOTrainer(
-            args=config,
-            processing_class=tokenizer,
-            model=self.start_path(),
-            reward_model=rewards,
-            train_dataset=Dataset.from_dict(
-                {"prompt": [row["prompt"] for row in rows], "input_ids": [row["prompt_ids"] for row in rows]}
-            ),
-            task=self.task,
-        )
-        trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
-        trainer.save_model(str(folder / "model"))
-        if PartialState().is_main_process:
-            # The judge's score of the rollouts, whatever it is called, is the true score of this experiment.
-            name = trainer.reward.names[-1]
-            history = [
-                {**row, "score/true": row[f"rewards/{name}"]} if f"rewards/{name}" in row else row
-                for row in trainer.state.log_history
-            ]
-            write_json(folder / "log_history.json", history)
+        rows = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")[: self.args.num_policy_queries]
+        train_policy(folder, config, self.start_path(), rows, rewards, self.task)
 
     def evaluate(self, folder: Path) -> None:
         """Win rate, KL, samples and the reward-KL frontier on held-out queries."""
@@ -331,23 +287,6 @@ class StyleExperiment:
         }
         values = {**defaults, **args.section(section)}
         return section_config(config_class, section, values, **forced)
-
-
-def refuse_below_chance(accuracy: dict[str, Any]) -> None:
-    """`RuntimeError` for a reward model whose agreement with held-out labels is below chance, interval and all."""
-    if accuracy["high"] < accuracy["chance"]:
-        raise RuntimeError(
-            f"The reward model agrees with {accuracy['accuracy']:.3f} of the held-out labels, guessing with "
-            f"{accuracy['chance']:.3f}; look for labels or candidates in another order, or for a flipped sign."
-        )
-
-
-def label_accuracy(model: PreTrainedModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy of a reward model on best-of-K labels, with its interval and the chance level."""
-    candidates = [(row["prompt_ids"], ids) for row in rows for ids in row["completion_ids"]]
-    scores = iter(score_token_ids(model, *zip(*candidates, strict=True)).tolist())
-    predictions = [[next(scores) for _ in row["completion_ids"]] for row in rows]
-    return BestOfKAccuracy().compute(predictions=predictions, references=[row["label"] for row in rows])
 
 
 def with_text(tokenizer: PreTrainedTokenizerBase, queries: list[list[int]]) -> list[dict[str, Any]]:

@@ -1,0 +1,119 @@
+"""The trainings that every experiment makes: a reward model from labelled rows, a policy from prompts and rewards."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..metrics import BestOfKAccuracy
+from ..ppo_checkpoints import newest_checkpoint
+from ..ppo_config import ZieglerPPOConfig
+from ..ppo_trainer import ZieglerPPOTrainer
+from ..reward_model import load_reward_model, normalize_reward_model, score_token_ids
+from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
+from ..reward_wrapper import RewardFunction
+from ..tasks import Task
+from .pipeline import write_json
+
+
+def train_reward_model(
+    folder: Path,
+    config: BestOfKRewardConfig,
+    start: str,
+    rows: list[dict[str, Any]],
+    samples: list[dict[str, Any]],
+    *,
+    held_out: int,
+) -> None:
+    """Train on labelled rows, normalise over the start model's samples before and after, save in `folder/model`.
+
+    Args:
+        folder: Also gets `log_history.json` and, from the held-out labels, `metrics.json`.
+        config: Its seed is also the fresh head's.
+        start: Folder of the start model.
+        rows: `prompt_ids`, `completion_ids`, `label`; the last `held_out` of them are not trained on.
+        samples: `prompt_ids`, `response_ids` of the start model, uncut.
+
+    Raises:
+        ValueError: no more rows than held-out ones.
+        RuntimeError: a reward model below chance.
+    """
+    if len(rows) <= held_out:
+        raise ValueError(
+            f"Only {len(rows)} comparisons could be collected, no more than the {held_out} held-out ones; raise "
+            "`num_labels`, or look at why so many responses were rejected (collect/metrics.json)."
+        )
+    columns = ("prompt_ids", "completion_ids", "label")
+    data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
+    queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
+    model = load_reward_model(start, seed=config.seed)
+    normalize_reward_model(model, queries, responses)
+    trainer = BestOfKRewardTrainer(
+        model=model,
+        args=config,
+        train_dataset=data.select(range(len(rows) - held_out)),
+        eval_dataset=data.select(range(len(rows) - held_out, len(rows))),
+        processing_class=AutoTokenizer.from_pretrained(start),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.evaluate()
+    normalize_reward_model(trainer.model, queries, responses)
+    trainer.save_model(str(folder / "model"))
+    if PartialState().is_main_process:
+        write_json(folder / "log_history.json", trainer.state.log_history)
+        accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
+        write_json(folder / "metrics.json", accuracy)
+        refuse_below_chance(accuracy)
+
+
+def train_policy(
+    folder: Path,
+    config: ZieglerPPOConfig,
+    start: str,
+    rows: list[dict[str, Any]],
+    rewards: list[RewardFunction],
+    task: Task,
+) -> None:
+    """PPO from a start model, saved in `folder/model` with `log_history.json` beside it.
+
+    Args:
+        start: Folder of the start model.
+        rows: `prompt`, `prompt_ids` and further columns, which reach the reward functions.
+        rewards: What PPO optimises and logs, weighted by the config's `reward_weights`. The last is the judge, whose
+            score of the rollouts is logged as `score/true`.
+    """
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    trainer = ZieglerPPOTrainer(
+        args=config,
+        processing_class=AutoTokenizer.from_pretrained(start),
+        model=start,
+        reward_model=rewards,
+        train_dataset=Dataset.from_dict({**columns, "input_ids": columns["prompt_ids"]}).remove_columns("prompt_ids"),
+        task=task,
+    )
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    trainer.save_model(str(folder / "model"))
+    if PartialState().is_main_process:
+        judge = f"rewards/{trainer.reward.names[-1]}"
+        history = [{**row, "score/true": row[judge]} if judge in row else row for row in trainer.state.log_history]
+        write_json(folder / "log_history.json", history)
+
+
+def refuse_below_chance(accuracy: dict[str, Any]) -> None:
+    """`RuntimeError` for a reward model whose agreement with held-out labels is below chance, interval and all."""
+    if accuracy["high"] < accuracy["chance"]:
+        raise RuntimeError(
+            f"The reward model agrees with {accuracy['accuracy']:.3f} of the held-out labels, guessing with "
+            f"{accuracy['chance']:.3f}; look for labels or candidates in another order, or for a flipped sign."
+        )
+
+
+def label_accuracy(model: PreTrainedModel, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy of a reward model on best-of-K labels, with its interval and the chance level."""
+    candidates = [(row["prompt_ids"], ids) for row in rows for ids in row["completion_ids"]]
+    scores = iter(score_token_ids(model, *zip(*candidates, strict=True)).tolist())
+    predictions = [[next(scores) for _ in row["completion_ids"]] for row in rows]
+    return BestOfKAccuracy().compute(predictions=predictions, references=[row["label"] for row in rows])
