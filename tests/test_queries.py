@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from trl_ziegler.queries import QueryCollator, UpdateSampler, extra_columns, prepare_queries, raw_queries
+from trl_ziegler.queries import LastBatch, QueryCollator, UpdateSampler, extra_columns, prepare_queries, raw_queries
 from trl_ziegler.tasks import Task
 
 
@@ -69,3 +69,21 @@ def test_each_update_repeats_its_queries_and_each_pass_has_its_own_order():
     resumed = UpdateSampler(range(7), mini_repeat_count=1, batch_size=3, repeat_count=2, seed=4)
     resumed.set_epoch(1)
     assert list(resumed) == second
+
+
+def test_a_batch_that_comes_again_is_read_once():
+    reads = []
+
+    class Rows:
+        def __len__(self):
+            return 4
+
+        def __getitems__(self, indices):
+            reads.append(indices)
+            return [{"number": i} for i in indices]
+
+    rows = LastBatch(Rows())
+    batches = [rows.__getitems__(indices) for indices in ([1, 2], [1, 2], [3, 0], [1, 2])]
+    assert [[row["number"] for row in batch] for batch in batches] == [[1, 2], [1, 2], [3, 0], [1, 2]]
+    assert reads == [[1, 2], [3, 0], [1, 2]]
+    assert len(rows) == 4

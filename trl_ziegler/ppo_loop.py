@@ -24,7 +24,7 @@ from .ppo_checks import non_finite_gradients, raise_non_finite
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
 from .ppo_evaluation import SampledEvaluation
 from .ppo_statistics import UpdateRecord
-from .queries import UpdateSampler
+from .queries import LastBatch, UpdateSampler
 from .rollout import MicroBatch
 
 
@@ -106,8 +106,9 @@ class UpdateLoop(SampledEvaluation):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one update's queries per process, each repeated for every micro-batch of its update."""
+        dataset = self.train_dataset
         return self._get_dataloader(
-            dataset=self.train_dataset,
+            dataset=LastBatch(dataset) if isinstance(dataset, Dataset) else dataset,
             description="Training",
             batch_size=self.plan.local_batch_size,
             sampler_fn=self._get_train_sampler,

@@ -84,6 +84,22 @@ def _columns(dataset: Dataset | IterableDataset) -> list[str]:
     return dataset.column_names or list(next(iter(dataset), {}))
 
 
+class LastBatch(torch.utils.data.Dataset):
+    """A dataset that reads the rows of a batch once while the same batch is asked for, as an update does."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+        self._batch: tuple[list[int], list[dict[str, Any]]] = ([], [])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        if indices != self._batch[0]:
+            self._batch = (list(indices), self.rows.__getitems__(indices))
+        return [dict(row) for row in self._batch[1]]  # a collator may take its rows apart
+
+
 @dataclass
 class QueryCollator:
     """Batches rows with `input_ids` into left-padded contexts.
