@@ -5,7 +5,18 @@ from ._version import __version__
 from .actor_critic import ActorCritic
 from .kl_control import AdaptiveKLController, FixedKLController
 from .labelers import Labeler, ScoreLabeler, SentimentScorer, VividnessScorer
-from .metrics import BestOfKAccuracy, WinRate, exact_frontier, frontier_fraction, optimum_at, sampled_frontier
+from .metrics import (
+    BestOfKAccuracy,
+    Copying,
+    LengthControlledWinRate,
+    Rouge,
+    WinRate,
+    copier_alarm,
+    exact_frontier,
+    frontier_fraction,
+    optimum_at,
+    sampled_frontier,
+)
 from .openai_labels import load_openai_labels, save_openai_labels
 from .optim import TFAdam
 from .ppo_config import ZieglerPPOConfig
@@ -32,11 +43,14 @@ __all__ = [
     "BestOfKAccuracy",
     "BestOfKRewardConfig",
     "BestOfKRewardTrainer",
+    "Copying",
     "DataCollatorForBestOfK",
     "FixedKLController",
     "KLEntropyReward",
     "Labeler",
+    "LengthControlledWinRate",
     "RewardNormalization",
+    "Rouge",
     "ScoreLabeler",
     "SentimentScorer",
     "TFAdam",
@@ -48,6 +62,7 @@ __all__ = [
     "__version__",
     "as_reward_model",
     "check_trl_version",
+    "copier_alarm",
     "exact_frontier",
     "frontier_fraction",
     "is_normalized",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics.copying import copier_alarm
 from .report_plots import series
 
 KL_OVER_TARGET = 1.5
@@ -41,6 +42,7 @@ def find_alarms(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -
     means = {key: [float(part.mean()) for part in parts if len(part)] for key, parts in blocks.items()}
     found = [
         _over_optimised(rows),
+        _copier(rows),
         _kl_over_target(means["objective/kl"], metrics.get("kl_target")),
         _clipped(means["policy/clipfrac_avg"]),
         _useless_value_head(means["val/explained_variance"]),
@@ -128,6 +130,11 @@ def _over_optimised(rows: Sequence[Mapping[str, Any]]) -> Alarm | None:
         f"{rise:.2f}: the policy exploits the reward model. Lower the KL target, stop earlier, or label "
         "samples of the policy.",
     )
+
+
+def _copier(rows: Sequence[Mapping[str, Any]]) -> Alarm | None:
+    sentence = copier_alarm(rows)
+    return Alarm("The policy copies its sources", sentence) if sentence else None
 
 
 def _block_means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,21 @@
 """What is measured on finished models and labels; knows no trainer and no labeller, asks no hub."""
 
 from .best_of_k import BestOfKAccuracy, wilson_interval
+from .copying import Copying, copier_alarm
 from .frontier import Frontier, Optimum, exact_frontier, frontier_fraction, optimum_at, sampled_frontier
+from .length_control import LengthControlledWinRate
+from .rouge import Rouge
 from .win_rate import WinRate
 
 __all__ = [
     "BestOfKAccuracy",
+    "Copying",
     "Frontier",
+    "LengthControlledWinRate",
     "Optimum",
+    "Rouge",
     "WinRate",
+    "copier_alarm",
     "exact_frontier",
     "frontier_fraction",
     "optimum_at",
