@@ -29,8 +29,8 @@ class LengthControlledWinRate(evaluate.Metric):
     """Win rate of model A against model B if their responses were equally long.
 
     A logistic regression `P(A wins) = sigmoid(a + b x)` on the log length ratio `x = log(length A / length B)`, read
-    off at x = 0, as in Stiennon et al. 2020, appendix F; a tie counts as half a win and half a loss. Exchanging the
-    models turns `value` into 1 - `value`.
+    off at x = 0, after the control for summary length in the appendix of Stiennon et al. 2020; a tie counts as half a
+    win and half a loss. Exchanging the models turns `value` into 1 - `value`.
 
     Constructed directly, `LengthControlledWinRate()`, so that no hub is asked. `compute` takes, in one order,
 
@@ -114,7 +114,7 @@ def logistic_fit(x: np.ndarray, y: np.ndarray, weights: np.ndarray, start: np.nd
         are unique for any data.
 
     Newton steps are shortened by log(1 + m) / m, where m is the largest change of a logit, which makes them converge
-    from any start (Sun and Tran-Dinh 2019, "Generalized self-concordant functions", theorem 2).
+    from any start (Sun and Tran-Dinh 2019, "Generalized self-concordant functions: a recipe for Newton-type methods").
     """
     design = np.stack([np.ones_like(x), x], axis=1)  # [n, 2]
     products = np.stack([np.ones_like(x), x, x * x], axis=1)  # [n, 3], the entries of the Hessian

@@ -18,7 +18,7 @@ TOKENIZER = "rouge-score default: lower case, split at whatever is not a-z or 0-
 
 
 class Rouge(evaluate.Metric):
-    """ROUGE-1, ROUGE-2, ROUGE-L and their mean, the columns of Ziegler et al. 2019, table 3.
+    """ROUGE-1, ROUGE-2, ROUGE-L and their mean, as Ziegler et al. 2019 report them in section 3.2.
 
     Constructed directly, `Rouge()`, so that no hub is asked. `compute(predictions=, references=)` takes
 
