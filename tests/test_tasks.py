@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from trl_ziegler.tasks import BOOKS, CNNDM, TLDR, Task, cut_query
+from trl_ziegler.tasks import (
+    BOOKS,
+    CNNDM,
+    STIENNON_CNNDM,
+    STIENNON_TLDR,
+    TLDR,
+    Task,
+    cut_query,
+    stiennon_article_query,
+    stiennon_query,
+)
 
 PERIOD = 9
 
@@ -124,3 +134,70 @@ def test_rules_need_single_tokens_of_the_vocabulary(tokenizer):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="tokenizer has no EOS"):
         Task("t", 4, truncate_token="eos").bind(tokenizer)
+
+
+# ---- Stiennon et al. 2020 -------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_stiennon(tokenizer):
+    for task, query, response in ((STIENNON_TLDR, 512, 48), (STIENNON_CNNDM, 1919, 128)):
+        assert (task.query_length, task.response_length, task.regime) == (query, response, "eos")
+        assert (task.truncate_token, task.truncate_after) == ("eos", 0)
+        assert (task.penalty, task.penalty_rule, task.temperature) == (-1.0, "replace", 1.0)
+        assert (task.prefix, task.suffix) == ("", "")
+        assert task.bind(tokenizer).truncate_id == tokenizer.eos_token_id
+
+
+def test_stiennons_response_ends_at_its_first_eos_and_needs_one(tokenizer):
+    task = STIENNON_TLDR.bind(tokenizer)
+    responses = torch.ones(2, 48, dtype=torch.long)
+    responses[0, [0, 5]] = tokenizer.eos_token_id
+    lengths, valid = task.cut(responses)
+    assert (lengths.tolist(), valid.tolist()) == ([1, 48], [True, False])
+    assert task.mask(lengths).sum(1).tolist() == [1, 48]
+    assert task.penalize(torch.tensor([3.0, -5.0]), valid).tolist() == [3.0, -1.0]
+
+
+WHOLE = "SUBREDDIT: r/cats\n\nTITLE: The cat\n\nPOST: {}\n\nTL;DR:"
+
+
+def query_text(tokenizer, post: str, length: int) -> str:
+    ids = stiennon_query(tokenizer, "cats", "The cat", post, length)
+    assert len(ids) <= length
+    return tokenizer.decode(ids)
+
+
+def test_stiennons_query_is_one_text(tokenizer):
+    post = "the cat was warm\n\nand old"
+    assert query_text(tokenizer, post, 512) == WHOLE.format(post)
+    joined = tokenizer(WHOLE.format(post))["input_ids"]
+    assert stiennon_query(tokenizer, "cats", "The cat", post, len(joined)) == joined
+    article = tokenizer.decode(stiennon_article_query(tokenizer, "the dog\nsaw it"))
+    assert article == "Article:\nthe dog\nsaw it\n\nTL;DR:\n"
+
+
+def test_long_posts_lose_whole_lines_from_their_end(tokenizer):
+    lines = ["one line", "", "two lines", "three lines"]
+    sizes = [len(tokenizer(WHOLE.format("\n".join(lines[:n])))["input_ids"]) for n in (4, 3, 2, 1)]
+    assert query_text(tokenizer, "\n".join(lines), sizes[0] - 1) == WHOLE.format("one line\n\ntwo lines")
+    assert query_text(tokenizer, "\n".join(lines), sizes[1]) == WHOLE.format("one line\n\ntwo lines")
+    assert query_text(tokenizer, "\n".join(lines), sizes[1] - 1) == WHOLE.format("one line\n")
+    assert query_text(tokenizer, "\n".join(lines), sizes[2] - 1) == WHOLE.format("one line")
+
+
+def test_of_a_first_line_that_is_too_long_as_many_characters_stay_as_fit(tokenizer):
+    """Against the loop of the source, one character after the other: "quickly" is one token, "quickl" several."""
+    tokenizer.add_tokens(["quickly"])
+    line = "we quickly found the old house. quickly quickly they left"
+    fits = {}
+    for end in range(len(line)):
+        fits[len(tokenizer(WHOLE.format(line[:end]))["input_ids"])] = line[:end]
+    longest = len(tokenizer(WHOLE.format(line))["input_ids"])
+    for length in range(min(fits), longest):
+        expected = max((post for size, post in fits.items() if size <= length), key=len)
+        assert query_text(tokenizer, line + "\nmore", length) == WHOLE.format(expected)
+
+
+def test_a_title_longer_than_the_query_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"alone is \d+ tokens, more than the query's 10; shorten the title"):
+        stiennon_query(tokenizer, "cats", "The cat", "it was warm", 10)

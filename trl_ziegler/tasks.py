@@ -4,6 +4,8 @@ Numbers of the released code: `openai/lm-human-preferences` (cbfd210), `launch.p
 `lm_tasks.py`. Lengths are in tokens, temperatures divide logits.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -220,3 +222,79 @@ CNNDM = Task(
     prefix="Article:\n\n",
     suffix="\n\nTL;DR:",
 )
+STIENNON_TLDR = Task(
+    name="stiennon_tldr",
+    response_length=48,
+    regime="eos",
+    truncate_token="eos",
+    penalty=-1.0,
+    query_length=512,
+)
+STIENNON_CNNDM = Task(
+    name="stiennon_cnndm",
+    response_length=128,
+    regime="eos",
+    truncate_token="eos",
+    penalty=-1.0,
+    query_length=1919,
+)
+# Stiennon et al. 2020: `openai/summarize-from-feedback` (7009674), `utils/experiment_helpers.py`, temperature in
+# `query_response_model.py:SampleHParams`. Prefix and suffix are empty because the two functions below write them into
+# the query, which the reward model reads.
+
+
+def stiennon_query(
+    tokenizer: PreTrainedTokenizerBase, subreddit: str, title: str, post: str, length: int = 512
+) -> list[int]:
+    """Ids of a post's query for `STIENNON_TLDR`, encoded as one text; an over-long post loses lines from its end.
+
+    The source fills short queries up to `length` with spaces on the left, which its models read. Here batches are
+    padded on the left and masked (`QueryCollator`), so a query has its own length, and its log-probabilities are not
+    those of the released models' runs.
+
+    Args:
+        tokenizer: The model's.
+        subreddit: Name without `r/`.
+        title: Of the post.
+        post: Its text. If its first line alone is too long, characters go from that line's end.
+        length: Most tokens.
+
+    Raises:
+        ValueError: not even the empty post fits.
+    """
+    head, tail = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: ", "\n\nTL;DR:"
+    return fitted_ids(tokenizer, head, post, tail, length)
+
+
+def stiennon_article_query(tokenizer: PreTrainedTokenizerBase, article: str, length: int = 1919) -> list[int]:
+    """Ids of an article's query for `STIENNON_CNNDM`; arguments, cut and error as in `stiennon_query`."""
+    return fitted_ids(tokenizer, "Article:\n", article, "\n\nTL;DR:\n", length)
+
+
+def fitted_ids(tokenizer: PreTrainedTokenizerBase, head: str, body: str, tail: str, length: int) -> list[int]:
+    """At most `length` ids of `head + body + tail`, encoded as one, with as much of `body` as fits.
+
+    Lines are cut from the end of `body`, and of a first line that is too long characters. Source:
+    `openai/summarize-from-feedback`, `tasks.py:process_query`, which tries one character after the other; here the
+    word to cut is found by bisection. Raises `ValueError` where not even an empty body fits.
+    """
+
+    def encode(text: str) -> list[int]:
+        return part_ids(tokenizer, head + text + tail)
+
+    ids = encode(body)
+    while len(ids) > length and "\n" in body:
+        body = body[: body.rindex("\n")]
+        ids = encode(body)
+    if len(ids) <= length:
+        return ids
+    if len(encode("")) > length:
+        raise ValueError(
+            f"{head + tail!r} alone is {len(encode(''))} tokens, more than the query's {length}; shorten the title or "
+            "raise `length`."
+        )
+    # Tokens do not reach across the ends of words, so there their number grows; inside a word it may go down again.
+    ends = [0, *(word.end() for word in re.finditer(r"\S+", body)), len(body)]
+    too_long = bisect_right(ends, length, key=lambda end: len(encode(body[:end])))
+    candidates = (encode(body[:end]) for end in range(ends[too_long] - 1, ends[too_long - 1] - 1, -1))
+    return next(ids for ids in candidates if len(ids) <= length)
