@@ -46,6 +46,7 @@ LAYERS = {
         "ppo_loop",
         "ppo_statistics",
         "ppo_trainer",
+        "pretraining_data",
         "queries",
         "reward_trainer",
         "rollout",
