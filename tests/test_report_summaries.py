@@ -2,13 +2,16 @@
 
 import io
 import itertools
+import json
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from test_report import METRICS, write_run
 
+from trl_ziegler.experiments.report import model_table, write_report
 from trl_ziegler.experiments.report_plots import RED
 from trl_ziegler.experiments.report_summaries import (
     NGRAM_BLUES,
@@ -20,6 +23,7 @@ from trl_ziegler.experiments.report_summaries import (
     draw_copy_positions,
     training_plots,
 )
+from trl_ziegler.metrics import Copying, Rouge
 
 PNG = b"\x89PNG\r\n\x1a\n"
 MODELS = {
@@ -146,3 +150,15 @@ class TestTraining:
             "Copied sentences during training",
             "ROUGE during training",
         ]
+
+
+def test_a_summarizers_page_shows_what_it_copies(tmp_path):
+    write_run(tmp_path)
+    copying = Copying().compute(predictions=["The cat sat. It slept."], sources=["The cat sat. The dog ran."])
+    rouge = Rouge().compute(predictions=["the cat sat"], references=["the cat sat"])
+    metrics = {**METRICS, "copying": {"policy": copying}, "rouge": {"policy": rouge}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<h2>Copying</h2>" in page and "Where copied sentences come from" in page
+    columns = model_table(metrics)["columns"]
+    assert "copied share" in columns and "tokenizer" not in columns and "copy positions" not in columns

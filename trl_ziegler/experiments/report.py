@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined
 
 from .report_alarms import find_alarms
 from .report_plots import Plot, frontier_plot, policy_plots, reward_plots
+from .report_summaries import copied_share_plot, copy_positions_plot, training_plots
 
 SAMPLE_ROWS = 25
 
@@ -76,9 +77,10 @@ def _render_page(run: Path) -> tuple[str, list[Plot]]:
     reward_log = _read_json(run / "reward" / "log_history.json") or []
     frontier = _read_json(run / "evaluate" / "frontier.json")
     sections = {
-        "policy": policy_plots(policy_log, metrics.get("kl_target")),
+        "policy": [*policy_plots(policy_log, metrics.get("kl_target")), *training_plots(policy_log)],
         "frontier": [frontier_plot(frontier, _frontier_headline(metrics))] if frontier else [],
         "reward": reward_plots(reward_log, metrics.get("reward_model", {}).get("chance")),
+        "summaries": copying_plots(metrics.get("copying", {})),
     }
     config = run / "config.yaml"
     page = _template().render(
@@ -94,6 +96,12 @@ def _render_page(run: Path) -> tuple[str, list[Plot]]:
         config=config.read_text(encoding="utf-8") if config.exists() else None,
     )
     return page, list(itertools.chain.from_iterable(sections.values()))
+
+
+def copying_plots(copying: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
+    """What the models copy, where the whole result of `Copying` is there for them."""
+    whole = {name: figures for name, figures in copying.items() if "copy_positions" in figures}
+    return [copy_positions_plot(whole), copied_share_plot(whole)] if whole else []
 
 
 def _template():
@@ -172,7 +180,10 @@ def model_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
     for group in ("rouge", "copying"):
         by_model = metrics.get(group, {})
-        keys = dict.fromkeys(key for entry in by_model.values() for key in entry)
+        # Lists are for the pictures, texts say how a figure was made.
+        keys = dict.fromkeys(
+            key for entry in by_model.values() for key, value in entry.items() if isinstance(value, (int, float))
+        )
         columns |= {
             key.replace("_", " "): {model: entry.get(key) for model, entry in by_model.items()} for key in keys
         }
