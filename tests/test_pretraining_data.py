@@ -115,7 +115,7 @@ def test_a_saved_position_continues_with_the_very_same_tokens(make_stream, befor
 
 
 def test_a_state_is_a_copy(make_stream):
-    stream = make_stream(documents(20), 4, 1)
+    stream = make_stream(documents(3), 3, 1)
     next(stream)
     state = stream.state_dict()
     saved = json.dumps(state)
