@@ -1,0 +1,104 @@
+"""News articles of the embedded world with their highlights, deterministic in (n, seed, split)."""
+
+import random
+
+from .corpora import _generator
+from .facts import NEWS, Document, Told, fill, summarize, tell_all
+from .grammar import finish, lines, tokens
+
+ARTICLE_TOKENS = range(60, 111)
+
+QUOTES = """
+"we are proud of this step," {who} said
+"it is too early to say more," {who} said
+"this will change the town," a reader wrote
+"we had hoped for more," a worker said
+"nobody asked us about the {works}," a neighbor said
+"the {shows} will be missed," {who} said
+"such a choice takes courage," a professor noted
+"our children deserve a better future," a parent shouted
+"I read it twice and still could not believe it," a student said
+"""
+DETAILS = """
+hundreds of people came to the {works}
+the news was read in {cities} as well
+there had been talk about {goods} for weeks
+the last {shows} was {numbers} years ago
+{who} did not want to comment
+the plan would cost about {numbers} million dollars
+most shops were shut at that time
+crowds stood in the rain near the {works}
+about {numbers} people were asked about it
+a vote is expected in the fall
+both sides met behind closed doors
+a spokesman refused to give any reasons
+critics called it a mistake
+similar ideas had been rejected in {cities}
+heavy traffic blocked several roads downtown
+the budget has been tight since the flood
+supporters waved flags and sang loudly
+local radio first reported the story
+"""
+CLOSINGS = """
+more details will follow
+the matter is still open
+the next meeting is in {cities}
+no date has been set
+an inquiry is under way
+the final decision rests with the voters
+"""
+
+
+def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
+    """Return `n` rows `{"article": str, "highlights": str}`.
+
+    An article of 60 to 110 tokens opens with its first main fact, at times two in that sentence; facts, details and
+    quotes follow, two or three sentences to a line. Its main facts are those about the subject of its first sentence
+    (see `summary_truth.main_facts`). The highlights, 8 to 24 tokens, stand on a line each and state most of the main
+    facts, mostly in shorter forms than the article's, and nothing that the article does not state. Neither ends with
+    a newline: "\\n\\nTL;DR:" may follow the article. Each fact, a combination of subject, relation and object,
+    occurs in one split only.
+
+    Raises:
+        ValueError: if `split` is not "train", "valid" or "test".
+    """
+    rng = _generator("news", seed, split)
+    documents = [article(rng, split) for _ in range(n)]
+    return [{"article": document.text, "highlights": "\n".join(document.summary)} for document in documents]
+
+
+def article(rng: random.Random, split: str) -> Document:
+    """An article of bounded length, with what it states."""
+    while True:
+        told = tell_all(rng, NEWS, split)
+        text = "\n".join(" ".join(paragraph) for paragraph in paragraphs(rng, sentences(rng, told)))
+        if len(tokens(text)) in ARTICLE_TOKENS:
+            return Document(text, told, summarize(rng, NEWS, told))
+
+
+def sentences(rng: random.Random, told: list[Told]) -> list[str]:
+    """The main fact first, then the other facts in order among quotes and details, and a closing."""
+    blocks = [[sentence, *remarks] for sentence, _, remarks in told]
+    for extra in pick(rng, QUOTES, rng.randint(0, 1)) + pick(rng, DETAILS, rng.randint(1, 2)):
+        blocks.insert(rng.randint(1, len(blocks)), [extra])
+    return [sentence for block in blocks for sentence in block] + pick(rng, CLOSINGS, 1)
+
+
+def paragraphs(rng: random.Random, order: list[str]) -> list[list[str]]:
+    """The sentences in pairs or threes."""
+    parts: list[list[str]] = []
+    while order:
+        size = rng.randint(2, 3)
+        parts.append(order[:size])
+        order = order[size:]
+    return parts
+
+
+def pick(rng: random.Random, block: str, n: int) -> list[str]:
+    """`n` different sentences of a block that states nothing."""
+    return [capitalize(finish(fill(rng, NEWS, template))) for template in rng.sample(lines(block), n)]
+
+
+def capitalize(sentence: str) -> str:
+    """A capital after an opening quotation mark."""
+    return f'"{sentence[1:2].upper()}{sentence[2:]}' if sentence.startswith('"') else sentence

@@ -1,0 +1,123 @@
+"""Forum posts of the embedded world with their authors' TL;DR, deterministic in (n, seed, split)."""
+
+import random
+
+from .corpora import _generator
+from .facts import POSTS, Document, fill, summarize, tell_all
+from .grammar import finish, lines, tokens
+
+POST_TOKENS = range(60, 111)
+
+GREETINGS = """
+hi everyone
+hello all
+good evening
+sorry for the long post
+this is my first post here
+excuse my bad spelling
+dear readers, here is a strange story
+"""
+PREAMBLES = """
+I have read this forum for years
+I do not know where to start
+I need some advice
+please be kind to me
+I will try to keep this short
+we have been close for {numbers} years
+I am still angry about it
+{who} said that I should ask here
+the names are real because nobody reads this
+I typed this with cold hands on a bus
+maybe other families have the same kind of trouble
+{who} and I used to be good friends
+"""
+ASIDES = """
+I could not sleep at all that night
+nobody at home talks about it
+I have always liked {who}
+I saw a {things} in the hall that day
+{who} asked me about the {events}
+I once had a {pets} myself
+I was on my way to {cities}
+we talked about a {things} for hours
+I know a {jobs} who laughed about it
+it cost us {numbers} dollars or so
+I have no interest in {courses}
+my {limbs} hurt from all this work
+the weather in {cities} was awful as usual
+I baked bread and washed every dish instead
+some people say that any {jobs} would do better
+my hair turned grey within a few days
+we were both drinking tea when the {events} began
+a {pets} slept under the kitchen table
+{who} laughed and {who} cried
+I had dreamed of a quiet year
+"""
+ENDINGS = """
+thanks for reading
+any advice would help
+I just had to tell someone
+I feel bad about all this
+please write back soon
+I am grateful for each answer
+that is the whole truth
+"""
+QUESTIONS = """
+what should I do
+am I wrong to be angry
+has this happened to you
+how would you handle this
+is it fair to forgive so quickly
+why does nobody listen
+"""
+
+
+def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
+    """Return `n` rows `{"post": str, "summary": str}`.
+
+    A post of 60 to 110 tokens has three paragraphs on a line each: a preamble, a body of facts and asides, and an
+    ending. Its main facts are those about the subject of its first fact (see `summary_truth.main_facts`). The summary
+    of 8 to 24 tokens states most of them on one line, mostly in shorter forms than the post's, and nothing that the
+    post does not state. Neither ends with a newline: "\\n\\nTL;DR:" may follow the post, and "\\n" ends the summary.
+    Each fact, a combination of subject, relation and object, occurs in one split only.
+
+    Raises:
+        ValueError: if `split` is not "train", "valid" or "test".
+    """
+    rng = _generator("posts", seed, split)
+    documents = [post(rng, split) for _ in range(n)]
+    return [{"post": document.text, "summary": " ".join(document.summary)} for document in documents]
+
+
+def post(rng: random.Random, split: str) -> Document:
+    """A post of bounded length, with what it states."""
+    while True:
+        told = tell_all(rng, POSTS, split)
+        text = "\n".join(" ".join(paragraph) for paragraph in (preamble(rng), body(rng, told), ending(rng)))
+        if len(tokens(text)) in POST_TOKENS:
+            return Document(text, told, summarize(rng, POSTS, told))
+
+
+def preamble(rng: random.Random) -> list[str]:
+    """A greeting and throat-clearing."""
+    return pick(rng, GREETINGS, 1) + pick(rng, PREAMBLES, rng.randint(1, 2))
+
+
+def body(rng: random.Random, told: list) -> list[str]:
+    """Facts in order, asides anywhere."""
+    blocks = [[sentence, *remarks] for sentence, _, remarks in told]
+    for aside in pick(rng, ASIDES, rng.randint(0, 1)):
+        blocks.insert(rng.randint(0, len(blocks)), [aside])
+    return [sentence for block in blocks for sentence in block]
+
+
+def ending(rng: random.Random) -> list[str]:
+    """A farewell, a question, or both."""
+    closing = pick(rng, ENDINGS, 1)
+    question = [sentence[:-1] + "?" for sentence in pick(rng, QUESTIONS, 1)]
+    return rng.choice([closing, question])
+
+
+def pick(rng: random.Random, block: str, n: int) -> list[str]:
+    """`n` different sentences of a block that states nothing."""
+    return [finish(fill(rng, POSTS, template)) for template in rng.sample(lines(block), n)]
