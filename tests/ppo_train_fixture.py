@@ -8,7 +8,8 @@ from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 
 ARGUMENTS = (
-    "model", "ref_model", "reward_model", "value_model", "train_dataset", "peft_config", "task", "callbacks"
+    "model", "ref_model", "reward_model", "value_model", "train_dataset", "peft_config", "task", "callbacks",
+    "pretraining_dataset",
 )  # fmt: skip
 
 
@@ -21,20 +22,7 @@ def train(tmp_path, tokenizer, make_causal_lm):
     """`train(**config fields)` runs a small job and returns the trainer, which gets `model`, `task` and so on."""
 
     def run(resume=None, evaluate_with=None, start=True, **fields):
-        options = {
-            name: fields.pop(name)
-            for name in (
-                "model",
-                "reward_model",
-                "value_model",
-                "peft_config",
-                "task",
-                "callbacks",
-                "ref_model",
-                "train_dataset",
-            )
-            if name in fields
-        }
+        options = {name: fields.pop(name) for name in ARGUMENTS if name in fields}
         settings = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 4,

@@ -26,7 +26,17 @@ def named(key: str) -> str:
 
 def test_every_metric_of_a_run_is_documented_and_the_other_way_round(train):
     held_out = Dataset.from_dict({"prompt": PROMPTS})
-    trainer = train(target_kl=1e3, evaluate_with=held_out, eval_strategy="steps", eval_steps=1, reward_model=letter_e)
+    text = Dataset.from_dict({"text": PROMPTS})
+    trainer = train(
+        target_kl=1e3,
+        pretraining_dataset=text,
+        ptx_coef=1.0,
+        ptx_length=8,
+        evaluate_with=held_out,
+        eval_strategy="steps",
+        eval_steps=1,
+        reward_model=letter_e,
+    )
     logged = {named(key) for row in training_logs(trainer) for key in row} - OF_THE_LIBRARY
     evaluated = {key for row in trainer.state.log_history for key in row if key.startswith("eval_")}
     table = documented_metrics()

@@ -32,11 +32,13 @@ from .reward_model import (
 )
 from .reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer, DataCollatorForBestOfK
 from .reward_wrapper import KLEntropyReward
-from .tasks import BOOKS, CNNDM, TLDR, Task
+from .tasks import BOOKS, CNNDM, STIENNON_CNNDM, STIENNON_TLDR, TLDR, Task
 
 __all__ = [
     "BOOKS",
     "CNNDM",
+    "STIENNON_CNNDM",
+    "STIENNON_TLDR",
     "TLDR",
     "ActorCritic",
     "AdaptiveKLController",

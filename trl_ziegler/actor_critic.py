@@ -3,12 +3,14 @@
 Axis letters: B rows, S context + response tokens, T response tokens, V vocabulary, H hidden.
 """
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import get_peft_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -187,6 +189,19 @@ class ActorCritic(nn.Module):
             restore_reward_head(self.value_model, Path(path, VALUE_MODEL_FOLDER))
         else:
             self.value_head.load_state_dict(load_file(Path(path, VALUE_HEAD_FILE)))
+
+
+def value_network(reward_model: PreTrainedModel, policy: PreTrainedModel) -> PreTrainedModel:
+    """A trainable copy of a reward model; if the policy trains an adapter, so does the copy, beside its head."""
+    copied = copy.deepcopy(reward_model)
+    if is_peft_model(copied):
+        copied = copied.merge_and_unload()
+    copied.requires_grad_(True)
+    if not is_peft_model(policy):
+        return copied
+    adapter = copy.deepcopy(policy.active_peft_config)
+    adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]
+    return get_peft_model(copied, adapter)
 
 
 def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:

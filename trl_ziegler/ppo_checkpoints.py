@@ -7,6 +7,7 @@ checkpoint with all of them is whole; a killed run leaves one without.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -21,6 +22,7 @@ logger = get_logger(__name__)
 STATE_FILE = "ppo_state.json"
 TRAINER_STATE_FILE = "trainer_state.json"
 GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
+STREAM_FILE = "pretraining_stream_{rank}.json"
 
 
 def save_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int) -> None:
@@ -50,6 +52,21 @@ def load_generators(folder: str | os.PathLike, generators: dict[str, torch.Gener
     """Restore the states of this process's random generators."""
     for name, state in load_file(Path(folder, GENERATOR_FILE.format(rank=rank))).items():
         generators[name].set_state(state)
+
+
+def save_stream(folder: str | os.PathLike, state: dict[str, Any], rank: int) -> None:
+    """Write this process's position in the pretraining text; before its generators, which mark it as done."""
+    write_text(Path(folder, STREAM_FILE.format(rank=rank)), json.dumps(state))
+
+
+def load_stream(folder: str | os.PathLike, rank: int) -> dict[str, Any]:
+    """This process's position in the pretraining text; `ValueError` where the checkpoint has none."""
+    file = Path(folder, STREAM_FILE.format(rank=rank))
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} has no {file.name}: that run had no `pretraining_dataset`; leave it out, too."
+        )
+    return json.loads(file.read_text())
 
 
 def missing_part(checkpoint: str | os.PathLike) -> str | None:

@@ -63,6 +63,13 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             Ends an update before the step of a minibatch on which `policy/approxkl_avg`, half the mean squared
             log-ratio to the sampling policy in nats^2 per token, exceeds this. `None` (the paper) makes every step.
             It bounds one update; `kl_target` steers the distance to the reference over the run.
+        ptx_coef (`float`, *optional*, defaults to `0.0`):
+            Weight of the language model's loss on `pretraining_dataset`, added to PPO's (PPO-ptx; InstructGPT: 27.8,
+            from memory). Not the discount, which is `gamma`.
+        ptx_batch_size (`int`, *optional*, defaults to `8`):
+            Rows of pretraining text beside each micro-batch of each process.
+        ptx_length (`int`, *optional*, defaults to `128`):
+            Tokens of such a row.
         rollout_dir (`str`, *optional*):
             Folder that gets every rollout as JSON lines, one file per update and process.
 
@@ -101,6 +108,9 @@ class ZieglerPPOConfig(Presets, PPOConfig):
     target_kl: float | None = field(
         default=None, metadata={"help": "End an update before a step whose policy/approxkl_avg exceeds this."}
     )
+    ptx_coef: float = field(default=0.0, metadata={"help": "Weight of the loss on pretraining text (PPO-ptx)."})
+    ptx_batch_size: int = field(default=8, metadata={"help": "Rows of pretraining text beside each micro-batch."})
+    ptx_length: int = field(default=128, metadata={"help": "Tokens of a row of pretraining text."})
     rollout_dir: str | None = field(
         default=None, metadata={"help": "Write every rollout into this folder as JSON lines."}
     )
@@ -141,6 +151,8 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError(f"`temperature` is {self.temperature}; give a value above 0.")
         if self.kl_coef < 0:
             raise ValueError(f"`kl_coef` is {self.kl_coef}; a negative one would reward leaving the reference.")
+        if self.ptx_coef < 0:
+            raise ValueError(f"`ptx_coef` is {self.ptx_coef}; a negative one would unlearn the pretraining text.")
         if self.whiten_scope not in ("global", "rank"):
             raise ValueError(f"`whiten_scope` is {self.whiten_scope!r}; it can be 'global' or 'rank'.")
         if self.value_init not in ("zero", "reward"):

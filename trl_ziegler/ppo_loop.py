@@ -15,15 +15,18 @@ from .kl_control import FixedKLController
 from .ppo_checkpoints import (
     load_generators,
     load_ppo_state,
+    load_stream,
     newest_checkpoint,
     require_whole,
     save_generators,
     save_ppo_state,
+    save_stream,
 )
 from .ppo_checks import non_finite_gradients, raise_non_finite
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
 from .ppo_evaluation import SampledEvaluation
 from .ppo_statistics import UpdateRecord
+from .pretraining_data import PretrainingStream, pretraining_loss
 from .queries import LastBatch, UpdateSampler
 from .rollout import MicroBatch
 
@@ -42,6 +45,7 @@ class UpdateLoop(SampledEvaluation):
     _micro_batches: Iterator[MicroBatch]
     _start_unchecked: bool
     record: UpdateRecord
+    _pretraining: PretrainingStream | None
 
     def _start_counting(self) -> None:
         """What the loop keeps between two optimiser steps."""
@@ -77,6 +81,41 @@ class UpdateLoop(SampledEvaluation):
         if self._update_ended:
             return torch.zeros((), device=self.args.device)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _pretraining_stream(self, dataset: Dataset | None, longest: int) -> PretrainingStream | None:
+        """The stream of PPO-ptx, or `None`; `ValueError` where coefficient and dataset do not go together."""
+        args = self.args
+        if (dataset is None) != (args.ptx_coef == 0):
+            given = "no `pretraining_dataset`" if dataset is None else "a `pretraining_dataset`"
+            raise ValueError(f"`ptx_coef` is {args.ptx_coef} and there is {given}; give both, or neither.")
+        if dataset is None:
+            return None
+        if args.ptx_length > longest:
+            raise ValueError(f"`ptx_length` is {args.ptx_length}, more than the {longest} tokens the policy can read.")
+        return PretrainingStream(
+            dataset,
+            self.processing_class,
+            args.ptx_length,
+            args.ptx_batch_size,
+            args.seed if args.data_seed is None else args.data_seed,
+            process_index=args.process_index,
+            num_processes=args.world_size,
+        )
+
+    def _pretraining_part(self, stream: PretrainingStream) -> torch.Tensor:
+        """This micro-batch's part of the language model's mean loss on pretraining text (InstructGPT, equation 2)."""
+        ids = next(stream).to(self.args.device)
+        # The bare policy is outside the autocast of the wrapped module; its gradients still meet in one backward pass.
+        with self.accelerator.autocast():
+            loss = pretraining_loss(self.accelerator.unwrap_model(self.model), ids)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"The loss on pretraining text is not finite in a batch that begins with "
+                f"{self.processing_class.decode(ids[0])!r}; the run stops before the weights change."
+            )
+        part = loss / self.plan.micro_batches_per_step
+        self.record.add({"loss/ptx_avg": part.detach()})
+        return part
 
     def _before_step(self) -> None:
         """With a minibatch's gradients at hand: refuse what is not finite, and a policy that has moved too far."""
@@ -194,6 +233,8 @@ class UpdateLoop(SampledEvaluation):
     def _save_rng_state(self, output_dir: str) -> None:
         """Besides the library's random states: this process's generators, and beta."""
         super()._save_rng_state(output_dir)
+        if self._pretraining is not None:
+            save_stream(output_dir, self._pretraining.state_dict(), self.args.process_index)
         save_generators(output_dir, self._generators, self.args.process_index)
         if self.args.should_save:
             save_ppo_state(output_dir, self.kl_controller, self.args.world_size)
@@ -202,6 +243,8 @@ class UpdateLoop(SampledEvaluation):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             load_generators(checkpoint, self._generators, self.args.process_index)
+            if self._pretraining is not None:
+                self._pretraining.load_state_dict(load_stream(checkpoint, self.args.process_index))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_ppo_state(resume_from_checkpoint, self.kl_controller, self.args.world_size)

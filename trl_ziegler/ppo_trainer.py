@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
-from .actor_critic import ActorCritic, response_logits
+from .actor_critic import ActorCritic, response_logits, value_network
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
 from .optim import TFAdam
@@ -83,6 +83,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         peft_config: Wraps the policy in a fresh adapter.
         task: Lengths, temperature, cut rule and penalty; `None` builds one from `args` (`eos` regime).
         reward_processing_classes: A tokenizer for each reward model that has its own, `None` elsewhere.
+        pretraining_dataset: Documents (`text` or `input_ids`) whose language-model loss `ptx_coef` adds (PPO-ptx).
     """
 
     _tag_names = ["trl", "ppo", "trl-ziegler"]  # noqa: RUF012 (the parent's attribute)
@@ -108,6 +109,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         *,
         task: Task | None = None,
         reward_processing_classes: list[PreTrainedTokenizerBase | None] | None = None,
+        pretraining_dataset: Dataset | None = None,
     ) -> None:
         rewards = list_of(reward_model)
         own_tokenizers = reward_processing_classes or [None] * len(rewards)
@@ -176,6 +178,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             "sampling": torch.Generator(args.device).manual_seed(seed),
             "permutation": torch.Generator().manual_seed(seed),
         }
+        self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit(policy))
         self._start_unchecked = True
         self._start_counting()
         logger.info(self.plan.describe(), main_process_only=True)
@@ -249,6 +252,8 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         loss = policy + self.args.vf_coef * value
         if not loss.isfinite():
             self._require_finite("loss", rollout, logprobs, values, inputs.advantages, inputs.returns)
+        if self._pretraining is not None:
+            loss = loss + self.args.ptx_coef * self._pretraining_part(self._pretraining)
         self._step_batches.append(inputs)
         self.record.add(loss_statistics(inputs, logprobs, entropy, values, policy, value, self.args))
         # `training_step` divides by the accumulated micro-batches, but these losses are already parts of a mean.
@@ -373,22 +378,10 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             means = self.record.take()
             # `Trainer` divides by all steps of an update, `target_kl` may have left some out.
             logs["loss"] = means["loss/policy_avg"] + self.args.vf_coef * means["loss/value_avg"]
+            logs["loss"] += self.args.ptx_coef * means.get("loss/ptx_avg", 0.0)
             logs.update(means)
             logs["episode"] = self._update * self.plan.batch_size
         super().log(logs, start_time)
-
-
-def value_network(reward_model: PreTrainedModel, policy: PreTrainedModel) -> PreTrainedModel:
-    """A trainable copy of a reward model; if the policy trains an adapter, so does the copy, beside its head."""
-    copied = copy.deepcopy(reward_model)
-    if is_peft_model(copied):
-        copied = copied.merge_and_unload()
-    copied.requires_grad_(True)
-    if not is_peft_model(policy):
-        return copied
-    adapter = copy.deepcopy(policy.active_peft_config)
-    adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]
-    return get_peft_model(copied, adapter)
 
 
 def context_limit(policy: PreTrainedModel) -> int:
