@@ -50,6 +50,7 @@ def test_one_process_takes_the_cores_or_what_it_is_given(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_killed_run_resumes_to_the_last_bit(num_processes):
     output = launched("tests/kill_and_resume.py", "--num_processes", str(num_processes))
@@ -58,6 +59,7 @@ def test_a_killed_run_resumes_to_the_last_bit(num_processes):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_recipe_runs_in_two_processes(tmp_path):
     run_dir = tmp_path / "run"
     output = launched(
