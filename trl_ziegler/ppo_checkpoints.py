@@ -63,9 +63,7 @@ def load_stream(folder: str | os.PathLike, rank: int) -> dict[str, Any]:
     """This process's position in the pretraining text; `ValueError` where the checkpoint has none."""
     file = Path(folder, STREAM_FILE.format(rank=rank))
     if not file.is_file():
-        raise ValueError(
-            f"{folder} has no {file.name}: that run had no `pretraining_dataset`; leave it out, too."
-        )
+        raise ValueError(f"{folder} has no {file.name}: that run had no `pretraining_dataset`; leave it out, too.")
     return json.loads(file.read_text())
 
 
