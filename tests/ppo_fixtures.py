@@ -1,10 +1,11 @@
-"""Fixture shared by the tests of PPO; loaded through `pytest_plugins`."""
+"""Small PPO runs as fixtures, shared by the tests of PPO; loaded through `pytest_plugins`."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 from ppo_parts import prompts
-from ppo_runs import letter_e
+from ppo_runs import TASK, letter_e
 
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
@@ -44,5 +45,28 @@ def make_ppo(tmp_path, tokenizer, make_causal_lm):
             (arguments if name in TRAINER_ARGUMENTS else settings)[name] = value
         arguments["model"] = make_causal_lm() if arguments["model"] is None else arguments["model"]
         return ZieglerPPOTrainer(ZieglerPPOConfig(**settings), **arguments)
+
+    return make
+
+
+@pytest.fixture
+def train(make_ppo):
+    """`train(**arguments)`: a job of `make_ppo` with a cut and a penalty, run (from `resume`) unless `start=False`."""
+
+    def run(resume=None, evaluate_with=None, start=True, **given):
+        trainer = make_ppo(**{"task": TASK, "eval_dataset": evaluate_with, **given})
+        if start:
+            trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return run
+
+
+@pytest.fixture
+def small_ppo(train):
+    """`small_ppo(**arguments)`: as `train`, with a suffix behind the query and the reference's optimiser."""
+
+    def make(**given):
+        return train(**{"task": replace(TASK, suffix=" and"), "optimizer": "tf_adam", **given})
 
     return make

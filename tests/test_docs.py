@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from ppo_runs import PROMPTS, letter_e, training_logs
 
-pytest_plugins = "ppo_train_fixture"
+pytest_plugins = "ppo_fixtures"
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("**/*.md"), *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])

@@ -16,7 +16,7 @@ from trl_ziegler.functional import gae, policy_loss, token_logprobs, value_loss,
 from trl_ziegler.queries import QueryCollator, with_responses
 from trl_ziegler.reward_model import as_reward_model, score_token_ids
 
-pytest_plugins = ("fidelity_fixtures", "reward_fixtures")
+pytest_plugins = ("ppo_fixtures", "reward_fixtures")
 
 
 def logs_of(trainer) -> list[dict]:

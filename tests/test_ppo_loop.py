@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from trl_ziegler.ppo_checkpoints import missing_part, newest_checkpoint
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 
-pytest_plugins = "ppo_train_fixture"
+pytest_plugins = "ppo_fixtures"
 
 CHECKPOINTS = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "num_ppo_epochs": 1}
 

@@ -22,7 +22,7 @@ from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 from trl_ziegler.reward_model import as_reward_model
 from trl_ziegler.tasks import Task
 
-pytest_plugins = "ppo_train_fixture"
+pytest_plugins = "ppo_fixtures"
 
 
 def test_constructor_is_trl_s_and_so_is_the_type(train):

@@ -8,7 +8,7 @@ from ppo_runs import assert_same_weights, training_logs
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 from trl_ziegler.pretraining_data import pretraining_loss
 
-pytest_plugins = "ppo_train_fixture"
+pytest_plugins = "ppo_fixtures"
 
 DOCUMENTS = [" the cat was old and warm.", " she found a house.", " they saw the dog in the garden and loved it."]
 PTX = {"ptx_coef": 2.5, "ptx_batch_size": 2, "ptx_length": 8}

@@ -31,7 +31,7 @@ from trl_ziegler.reward_trainer import BestOfKRewardConfig
 from trl_ziegler.reward_wrapper import Scored, ShapedRewards
 from trl_ziegler.tasks import BOOKS, CNNDM, TLDR, Task
 
-pytest_plugins = ("fidelity_fixtures", "reward_fixtures")
+pytest_plugins = ("ppo_fixtures", "reward_fixtures")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
