@@ -129,19 +129,11 @@ class SampledEvaluation(Trainer):
         self._kept_reference_scores.clear()
 
     def _score_reference(self, batch: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
-        rule = self.task.task
         parts = []
         with evaluating(self.model), self.accelerator.autocast(), self._reference() as reference:
             for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
                 part = sample(
-                    cast(ActorCritic, ReferenceStep(reference)),
-                    ids,
-                    mask,
-                    response_length=rule.response_length,
-                    temperature=rule.temperature,
-                    generator=generator,
-                    stop_token_id=self.task.truncate_id if rule.regime == "eos" else None,
-                    stop_after=rule.truncate_after,
+                    cast(ActorCritic, ReferenceStep(reference)), ids, mask, generator=generator, **self.task.sampling
                 )
                 parts.append(part.responses)
         return self.reward.score(raw_queries(self.task, batch), torch.cat(parts), extra_columns(batch)).scores

@@ -272,19 +272,10 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     def _sample(self, batch: dict[str, Any], generator: torch.Generator) -> Samples:
         """Responses with old log-probabilities and values, `local_rollout_forward_batch_size` rows at a time."""
-        model, rule = self.accelerator.unwrap_model(self.model), self.task.task
-        stop: dict[str, Any] = {"stop_token_id": self.task.truncate_id, "stop_after": rule.truncate_after}
+        model = self.accelerator.unwrap_model(self.model)
         parts = []
         for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
-            part = sample(
-                model,
-                ids,
-                mask,
-                response_length=rule.response_length,
-                temperature=rule.temperature,
-                generator=generator,
-                **(stop if rule.regime == "eos" else {}),
-            )
+            part = sample(model, ids, mask, generator=generator, **self.task.sampling)
             parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
 

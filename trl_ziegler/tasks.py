@@ -8,7 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -118,6 +118,17 @@ class BoundTask:
     def query_of(self, context_ids: Sequence[int]) -> list[int]:
         """The raw query inside `context(query)`: what the reward model reads."""
         return list(context_ids[len(self.prefix_ids) : len(context_ids) - len(self.suffix_ids)])
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How `sampling.sample` draws responses for PPO: keyword arguments. Only the `eos` regime may end early."""
+        rule = self.task
+        return {
+            "response_length": rule.response_length,
+            "temperature": rule.temperature,
+            "stop_token_id": self.truncate_id if rule.regime == "eos" else None,
+            "stop_after": rule.truncate_after,
+        }
 
     def cut(self, responses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where each response ends, and whether it ended by the rule.
