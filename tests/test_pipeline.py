@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from trl_ziegler._files import write_jsonl
 from trl_ziegler.experiments.pipeline import (
     MANIFEST,
     SETTINGS,
     Stage,
     read_jsonl,
     run_stages,
-    write_jsonl,
     write_text,
 )
 

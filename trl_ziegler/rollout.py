@@ -4,7 +4,6 @@ Source: `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.train, loss`.
 Axis letters: B episodes of this process, Q context tokens, T response tokens.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ._files import write_text
+from ._files import write_jsonl
 from .functional import gae, merge_moments, moments, whiten
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -74,12 +73,12 @@ def write_rollouts(
     # JSON has no NaN, which stands for "this function gave no score".
     columns = {name: [None if v != v else v for v in column.tolist()] for name, column in episodes.items()}
     prompts, texts = tokenizer.batch_decode(queries), tokenizer.batch_decode(responses)
-    lines = [
-        json.dumps({"update": update, "prompt": prompt, "response": text, **{k: v[i] for k, v in columns.items()}})
+    rows = [
+        {"update": update, "prompt": prompt, "response": text, **{name: values[i] for name, values in columns.items()}}
         for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_text(Path(folder, ROLLOUT_FILE.format(update=update, rank=rank)), "".join(line + "\n" for line in lines))
+    write_jsonl(Path(folder, ROLLOUT_FILE.format(update=update, rank=rank)), rows)
 
 
 class MicroBatch(NamedTuple):

@@ -22,6 +22,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from .._files import write_jsonl
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
@@ -32,7 +33,7 @@ from ..tasks import BOOKS, BoundTask
 from .arguments import RecipeArguments, section_config, section_task
 from .evaluation import Judged, evaluate_policy
 from .generation import Generator, collect_candidates
-from .pipeline import Stage, read_jsonl, write_json, write_jsonl
+from .pipeline import Stage, read_jsonl, write_json
 from .training import train_policy, train_reward_model
 from .worlds import make_world
 
