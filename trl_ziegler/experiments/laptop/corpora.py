@@ -31,7 +31,7 @@ def passages(n: int, seed: int, split: str = "train") -> list[str]:
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
     """
-    rng = _generator("passages", seed, split)
+    rng = generator("passages", seed, split)
     return [_draw(partial(_passage, rng), split) for _ in range(n)]
 
 
@@ -45,7 +45,7 @@ def reviews(n: int, seed: int, split: str = "train") -> list[dict[str, str | int
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
     """
-    rng = _generator("reviews", seed, split)
+    rng = generator("reviews", seed, split)
     banned = frozenset() if split == "test" else w.HELD_OUT
     rows: list[dict[str, str | int]] = []
     for stars in rng.choices(list(STARS), STAR_WEIGHTS, k=n):
@@ -54,7 +54,8 @@ def reviews(n: int, seed: int, split: str = "train") -> list[dict[str, str | int
     return rows
 
 
-def _generator(corpus: str, seed: int, split: str) -> random.Random:
+def generator(corpus: str, seed: int, split: str) -> random.Random:
+    """The random source of one split of a corpus; `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; use 'train', 'valid' or 'test'.")
     return random.Random(f"{corpus}-{split}-{seed}")

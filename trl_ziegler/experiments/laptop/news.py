@@ -2,7 +2,7 @@
 
 import random
 
-from .corpora import _generator
+from .corpora import generator
 from .facts import NEWS, Document, Told, fill, summarize, tell_all
 from .grammar import finish, lines, tokens
 
@@ -62,7 +62,7 @@ def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
     """
-    rng = _generator("news", seed, split)
+    rng = generator("news", seed, split)
     documents = [article(rng, split) for _ in range(n)]
     return [{"article": document.text, "highlights": "\n".join(document.summary)} for document in documents]
 

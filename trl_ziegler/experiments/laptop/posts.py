@@ -2,7 +2,7 @@
 
 import random
 
-from .corpora import _generator
+from .corpora import generator
 from .facts import POSTS, Document, fill, summarize, tell_all
 from .grammar import finish, lines, tokens
 
@@ -84,7 +84,7 @@ def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
     """
-    rng = _generator("posts", seed, split)
+    rng = generator("posts", seed, split)
     documents = [post(rng, split) for _ in range(n)]
     return [{"post": document.text, "summary": " ".join(document.summary)} for document in documents]
 
