@@ -35,7 +35,7 @@ class UpdateLoop(SampledEvaluation):
     """The part of `ZieglerPPOTrainer` between `Trainer`'s loop and PPO's updates.
 
     An update is one rollout and `plan.steps_per_update` optimiser steps. Expects the attributes declared here and the
-    methods `_gradient_is_finite` and `_require_finite`.
+    method `_gradient_is_finite`.
     """
 
     plan: UpdatePlan
