@@ -1,12 +1,13 @@
 """What makes `Trainer`'s loop count in updates: order of the queries, learning rate, boundaries, checkpoints."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import TrainOutput
@@ -24,10 +25,10 @@ from .ppo_checkpoints import (
 )
 from .ppo_checks import non_finite_gradients, raise_non_finite
 from .ppo_config import UpdatePlan, ZieglerPPOConfig
-from .ppo_evaluation import SampledEvaluation
+from .ppo_evaluation import RANK_SEED_OFFSET, SampledEvaluation
 from .ppo_statistics import UpdateRecord
 from .pretraining_data import PretrainingStream, pretraining_loss
-from .queries import LastBatch, UpdateSampler
+from .queries import LastBatch, RepeatedBatches, UpdateSampler
 from .rollout import MicroBatch
 
 
@@ -47,8 +48,28 @@ class UpdateLoop(SampledEvaluation):
     record: UpdateRecord
     _pretraining: PretrainingStream | None
 
+    def _plan_updates(
+        self, args: ZieglerPPOConfig, queries: Dataset | IterableDataset
+    ) -> tuple[ZieglerPPOConfig, Dataset | RepeatedBatches]:
+        """Set `plan`; what `Trainer` gets as arguments and data, for the run that it describes."""
+        streamed = isinstance(queries, IterableDataset)
+        self.plan = UpdatePlan.from_config(args, None if streamed else len(queries))
+        args = in_optimizer_steps(args, self.plan)
+        if not streamed:
+            return args, queries
+        # Each process takes its rows itself: the library's dispatching can only send tensors.
+        args.accelerator_config = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
+        return args, RepeatedBatches(queries, self.plan.batch_size, self.plan.micro_batches_per_update)
+
     def _start_counting(self) -> None:
-        """What the loop keeps between two optimiser steps."""
+        """What the loop keeps between two optimiser steps, and its sources of randomness."""
+        args = self.args
+        # Private generators: `set_seed` makes all ranks alike, and each must sample its own responses (E12).
+        seed = args.seed + RANK_SEED_OFFSET * args.process_index
+        self._generators = {
+            "sampling": torch.Generator(args.device).manual_seed(seed),
+            "permutation": torch.Generator().manual_seed(seed),
+        }
         self.record = UpdateRecord(lambda values: self.accelerator.gather(values[None]).mean(0).tolist())
         self._micro_batches = iter(())
         self._step_batches: list[MicroBatch] = []

@@ -10,7 +10,6 @@ Axis letters: B episodes of this process, Q context tokens, T response tokens, V
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,11 +39,11 @@ from .ppo_checks import (
     warn_of_invalid,
     warn_of_unnormalized,
 )
-from .ppo_config import UpdatePlan, ZieglerPPOConfig
-from .ppo_evaluation import RANK_SEED_OFFSET, evaluating
-from .ppo_loop import UpdateLoop, in_optimizer_steps
+from .ppo_config import ZieglerPPOConfig
+from .ppo_evaluation import evaluating
+from .ppo_loop import UpdateLoop
 from .ppo_statistics import loss_statistics, rollout_statistics
-from .queries import QueryCollator, RepeatedBatches, extra_columns, prepare_queries, raw_queries, with_responses
+from .queries import QueryCollator, extra_columns, prepare_queries, raw_queries, with_responses
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
 from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
 from .sampling import Samples, sample
@@ -136,13 +135,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             "num_proc": args.dataset_num_proc,
         }
         train_dataset = prepare_queries(train_dataset, processing_class, name="train_dataset", **self._query_options)
-        streamed = isinstance(train_dataset, IterableDataset)
-        self.plan = UpdatePlan.from_config(args, None if streamed else len(train_dataset))
-        args = in_optimizer_steps(args, self.plan)
-        if streamed:
-            train_dataset = RepeatedBatches(train_dataset, self.plan.batch_size, self.plan.micro_batches_per_update)
-            # Each process takes its rows itself: the library's dispatching can only send tensors.
-            args.accelerator_config = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
+        args, train_dataset = self._plan_updates(args, train_dataset)
         # Past the parent's constructor, which sets up the loop that is not used.
         super(PPOTrainer, self).__init__(
             model=ActorCritic(policy, value_model),
@@ -158,11 +151,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
         self.model_accepts_loss_kwargs = False
         self.ref_model = self._frozen(ref_model)
-        self.kl_controller = (
-            FixedKLController(args.kl_coef)
-            if args.kl_target is None
-            else AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
-        )
+        self.kl_controller = kl_controller(args)
         self.reward = KLEntropyReward(
             [self._frozen(reward) for reward in rewards],
             args.reward_weights or [1.0] * len(rewards),
@@ -172,12 +161,6 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             processing_classes=own_tokenizers,
             batch_size=args.local_rollout_forward_batch_size,
         )
-        # Private generators: `set_seed` makes all ranks alike, and each must sample its own responses (E12).
-        seed = args.seed + RANK_SEED_OFFSET * args.process_index
-        self._generators = {
-            "sampling": torch.Generator(args.device).manual_seed(seed),
-            "permutation": torch.Generator().manual_seed(seed),
-        }
         self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit(policy))
         self._start_unchecked = True
         self._start_counting()
@@ -373,6 +356,13 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             logs.update(means)
             logs["episode"] = self._update * self.plan.batch_size
         super().log(logs, start_time)
+
+
+def kl_controller(args: ZieglerPPOConfig) -> FixedKLController | AdaptiveKLController:
+    """Fixed where there is no target."""
+    if args.kl_target is None:
+        return FixedKLController(args.kl_coef)
+    return AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
 
 
 def context_limit(policy: PreTrainedModel) -> int:
