@@ -4,6 +4,7 @@ from .best_of_k import BestOfKAccuracy, wilson_interval
 from .copying import Copying, copier_alarm
 from .frontier import Frontier, Optimum, exact_frontier, frontier_fraction, optimum_at, sampled_frontier
 from .length_control import LengthControlledWinRate
+from .pair_accuracy import PairAccuracy
 from .rouge import Rouge
 from .win_rate import WinRate
 
@@ -13,6 +14,7 @@ __all__ = [
     "Frontier",
     "LengthControlledWinRate",
     "Optimum",
+    "PairAccuracy",
     "Rouge",
     "WinRate",
     "copier_alarm",
