@@ -1,22 +1,27 @@
 """The scripts for one's own labels, prompts and models: they train, save, continue, and refuse what they cannot do."""
 
+import itertools
 import json
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from trl_ziegler.experiments.own_data import (
     PolicyScriptArguments,
     RewardScriptArguments,
+    _rated,
     load_reward,
+    split_by_prompt,
     train_policy,
     train_reward_model,
 )
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
+from trl_ziegler.preference_losses import preference_loss
 from trl_ziegler.reward_model import is_normalized, load_reward_model, score_token_ids
 from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 
@@ -185,6 +190,139 @@ def test_labels_without_prompts_are_refused_before_training(reward_job, write, m
     pairs = write("pairs.jsonl", [{"chosen": " she loved it.", "rejected": " she hated it."}])
     with pytest.raises(ValueError, match=r"pairs.jsonl` has no `prompt` column .* `--normalization_samples 0`"):
         reward_job("reward", {"dataset_name": pairs})
+
+
+# ---- Human ratings --------------------------------------------------------------------------------------------------
+
+RATINGS = [
+    {"prompt": f" the {noun} was", "completions": [" good.", " bad.", " cold.", " not very old."], "scores": scores}
+    for noun, scores in zip(
+        ["cat", "dog", "house", "garden", "cat", "old dog"],
+        [[3, 1, 1, 2], [2, 2, 2, 2], [5, 5, 1, 4], [0.5, 0, 0, 0], [1, 1, 1, 1], [4, 2, 3, 1]],
+        strict=True,
+    )
+]
+
+
+def results_of(folder):
+    return json.loads((folder / "eval_results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["pairwise", "scalar", "best_of_k"])
+def test_held_out_ratings_are_measured_on_the_same_pairs_whatever_the_loss(reward_job, write, loss_type, capsys):
+    train, held_out = write("train.jsonl", RATINGS[::-1]), write("held_out.jsonl", RATINGS)
+    script = {"dataset_name": train, "eval_dataset_name": held_out, "normalization_samples": 0}
+    folder = reward_job("reward", script, max_steps=1, save_strategy="no", loss_type=loss_type)
+    results, model = results_of(folder), load_reward_model(folder)
+    assert str(results["eval_pair_accuracy"]) in capsys.readouterr().out
+    # 5, 5, 3 and 6 pairs; no pair in the second and fifth record, whose prompt the first one shares.
+    assert (results["eval_pair_accuracy_pairs"], results["eval_pair_accuracy_prompts"]) == (19, 4)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    right = 0.0
+    for row in RATINGS:
+        ids = [tokenizer(text)["input_ids"] for text in (row["prompt"], *row["completions"])]
+        rewards = score_token_ids(model, [ids[0]] * 4, ids[1:])
+        for i, j in itertools.permutations(range(4), 2):
+            if row["scores"][i] > row["scores"][j]:
+                right += float(rewards[i] > rewards[j])
+    assert results["eval_pair_accuracy"] == pytest.approx(right / 19)
+    assert results["eval_pair_accuracy_low"] <= right / 19 <= results["eval_pair_accuracy_high"]
+
+
+@pytest.mark.slow
+def test_a_share_of_the_prompts_is_held_out_and_never_trained_on(reward_job, write, monkeypatch):
+    parts = []
+    original = BestOfKRewardTrainer.train
+
+    def train(self, **kwargs):
+        parts.extend([self.train_dataset["prompt"][:], self.eval_dataset["prompt"][:]])
+        return original(self, **kwargs)
+
+    monkeypatch.setattr(BestOfKRewardTrainer, "train", train)
+    script = {"eval_size": 0.5, "normalization_samples": 0}  # of four prompts, each in two rows
+    folder = reward_job("reward", script, max_steps=1, save_strategy="no")
+    assert [len(part) for part in parts] == [4, 4]
+    assert not set(parts[0]) & set(parts[1])
+    assert "eval_accuracy" in results_of(folder)
+    assert not any("pair" in key for key in results_of(folder))  # labels are no ratings
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_with_one_prompt_stay_on_one_side(seed):
+    prompts = [*"abcabdcaee", [{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]
+    for column, values in (("prompt", prompts[:10]), ("prompt", prompts[10:] * 3), ("prompt_ids", [[1], [2], [1, 2]])):
+        rows = Dataset.from_dict({column: values, "number": range(len(values))})
+        train, held_out = split_by_prompt(rows, 0.4, seed)
+        sides = [{json.dumps(value) for value in side[column]} for side in (train, held_out)]
+        distinct = {json.dumps(value) for value in values}
+        assert sides[0] | sides[1] == distinct and not sides[0] & sides[1]
+        assert len(sides[1]) == round(0.4 * len(distinct))
+        assert sorted([*train["number"], *held_out["number"]]) == list(range(len(values)))
+
+
+def test_the_split_depends_on_the_seed_alone():
+    rows = Dataset.from_dict({"prompt": [str(i // 2) for i in range(40)]})
+    halves = [split_by_prompt(rows, 0.5, seed)[1]["prompt"][:] for seed in (1, 1, 2)]
+    assert halves[0] == halves[1] != halves[2]
+
+
+@pytest.mark.parametrize(
+    "loss_type, gradient",
+    [
+        ("best_of_k", [[-3 / 4, 1 / 4, 1 / 4, 1 / 4]]),  # of three records, the one with a single best
+        # Five pairs and four, each a push of 1/2: the tied 2s of the first record lose one pair and win one.
+        ("pairwise", [[-3 / 20, 0, 0, 3 / 20], [-1 / 8, -1 / 8, 1 / 8, 1 / 8]]),
+        ("scalar", [[-8 / 12, -4 / 12, -4 / 12, -2 / 12], [-6 / 12, -6 / 12, -2 / 12, -2 / 12], [-4 / 12] * 4]),
+    ],
+)
+def test_tied_candidates_give_no_pair_and_no_label_but_count_for_the_scalar_loss(
+    tmp_path, tokenizer, make_classifier, loss_type, gradient
+):
+    ties = [[4, 2, 2, 1], [3, 3, 1, 1], [2, 2, 2, 2]]
+    rows = Dataset.from_list([{**row, "scores": scores} for row, scores in zip(RATINGS, ties, strict=False)])
+    args = BestOfKRewardConfig(str(tmp_path), loss_type=loss_type, use_cpu=True, report_to="none")
+    trainer = BestOfKRewardTrainer(make_classifier(), args, train_dataset=rows, processing_class=tokenizer)
+    (batch,) = trainer.get_eval_dataloader(trainer.train_dataset)  # in the order of the rows
+    rewards = torch.zeros(batch["candidate_mask"].shape, requires_grad=True)
+    preference_loss(loss_type, rewards, batch, batch["candidate_mask"]).backward()
+    torch.testing.assert_close(rewards.grad, torch.tensor(gradient))
+
+
+@pytest.mark.parametrize(
+    "script, message",
+    [
+        ({"eval_size": 1.0}, "`eval_size` is 1.0; give a share of the prompts between 0 and 1"),
+        (
+            {"eval_size": 0.2, "eval_dataset_name": "x.jsonl"},
+            "`eval_size` is 0.2 and `eval_dataset_name` is 'x.jsonl'",
+        ),
+        ({"eval_size": 0.1}, "`eval_size` is 0.1, which holds out 0 of 4 prompts and leaves a side empty"),
+    ],
+)
+def test_a_share_that_cannot_be_held_out_is_refused(reward_job, script, message):
+    with pytest.raises(ValueError, match=message):
+        reward_job("never", script)
+
+
+def test_labels_without_prompts_cannot_be_split(reward_job, write):
+    pairs = write("pairs.jsonl", [{"chosen": " she loved it.", "rejected": " she hated it."}] * 2)
+    with pytest.raises(ValueError, match=r"have no `prompt` to split by, only \['chosen', 'rejected'\]"):
+        reward_job("never", {"dataset_name": pairs, "eval_size": 0.5, "normalization_samples": 0})
+
+
+def test_held_out_ratings_without_a_pair_are_refused_before_training(reward_job, write, monkeypatch):
+    monkeypatch.setattr(BestOfKRewardTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    script = {"dataset_name": write("train.jsonl", RATINGS), "eval_dataset_name": write("tied.jsonl", RATINGS[1:2])}
+    with pytest.raises(ValueError, match="The 1 held-out records have the same `scores` throughout"):
+        reward_job("never", script, loss_type="scalar")
+
+
+def test_a_column_of_scores_beside_the_labels_in_use_is_left_alone(tokenizer, start):
+    args = BestOfKRewardConfig("never", use_cpu=True, report_to="none")
+    beside = [{**LABELS[2], "scores": [None, None]}], [{"chosen": " a", "rejected": " b", "scores": [1, 2]}]
+    for rows in beside:
+        assert _rated(Dataset.from_list(rows), tokenizer, args) is None
 
 
 # ---- Policies -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The two trainers on one's own data and models, for `recipes/reward.py` and `recipes/ppo.py`."""
 
 import importlib
+import json
 import os
+import random
 import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -13,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
+from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
-from ..preference_data import tokenize_prompt
-from ..reward_model import load_reward_model, normalize_reward_model
+from ..preference_data import JUDGEMENTS, prepare_preferences, tokenize_prompt
+from ..reward_model import load_reward_model, normalize_reward_model, score_token_ids
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction
 from ..tasks import Task
@@ -34,12 +37,27 @@ class RewardScriptArguments:
 
     dataset_name: str = field(metadata={"help": "Labels: file, saved dataset or hub id."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out labels."})
+    eval_size: float | None = field(
+        default=None,
+        metadata={"help": "Or the share of the prompts of `dataset_name` to hold out, each with all of its rows."},
+    )
     normalization_samples: int = field(
         default=256, metadata={"help": "Responses of the start model to normalise over; 0 leaves the model as it is."}
     )
     response_length: int = field(default=24, metadata={"help": "Tokens of each of those responses."})
     temperature: float = field(default=0.7, metadata={"help": "Their sampling temperature."})
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU; default all cores."})
+
+    def __post_init__(self) -> None:
+        if self.eval_size is None:
+            return
+        if self.eval_dataset_name is not None:
+            raise ValueError(
+                f"`eval_size` is {self.eval_size} and `eval_dataset_name` is '{self.eval_dataset_name}'; give one of "
+                "them."
+            )
+        if not 0 < self.eval_size < 1:
+            raise ValueError(f"`eval_size` is {self.eval_size}; give a share of the prompts between 0 and 1.")
 
 
 @dataclass
@@ -63,10 +81,13 @@ def script_parser(script_arguments: type, config: type) -> TrlParser:
 
 
 def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig, model: ModelConfig) -> None:
-    """Train, evaluate if there are held-out labels, normalise, save; continue a run that was interrupted."""
+    """Train, evaluate if there are held-out labels, normalise, save; continue a run that was interrupted.
+
+    The metrics of the evaluation go to `eval_results.json`, those of ratings (`scores`) with the accuracy on pairs.
+    """
     check_model_options(model)
     start_processes(script.cpu_threads)
-    rows = load_rows(script.dataset_name)
+    rows, held_out = _train_and_held_out(script, args.seed)
     if script.normalization_samples and "prompt" not in rows.column_names:
         raise ValueError(
             f"`{script.dataset_name}` has no `prompt` column to sample responses to; add it, or pass "
@@ -77,14 +98,17 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
         model=load_reward_model(model.model_name_or_path, seed=args.seed),
         args=args,
         train_dataset=rows,
-        eval_dataset=None if script.eval_dataset_name is None else load_rows(script.eval_dataset_name),
+        eval_dataset=held_out,
         processing_class=tokenizer,
         # `ModelConfig` takes every model for a causal one, which a reward model is not.
         peft_config=get_peft_config(replace(model, lora_task_type="SEQ_CLS")),
     )
+    rated = None if held_out is None else _rated(held_out, tokenizer, args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or get_last_checkpoint(args.output_dir))
-    if script.eval_dataset_name is not None:
-        trainer.accelerator.print(trainer.evaluate())
+    if held_out is not None:
+        metrics = trainer.evaluate() | ({} if rated is None else _pair_metrics(trainer, rated))
+        trainer.save_metrics("eval", metrics)
+        trainer.accelerator.print(metrics)
     if script.normalization_samples:
         normalize_reward_model(
             trainer.model, *_start_samples(script, model.model_name_or_path, tokenizer, rows, args.seed)
@@ -147,6 +171,86 @@ def load_reward(name: str) -> RewardFunction:
     if not callable(loaded):
         raise ValueError(f"`reward` is '{name}', but the module {module} has no function '{function}'.")
     return loaded
+
+
+def split_by_prompt(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split rows such that no prompt is on both sides: the rest, and the rows of a share of the prompts.
+
+    Args:
+        rows: With a `prompt` (text or chat messages) or `prompt_ids`; several rows may have the same one.
+        share: Of the prompts, between 0 and 1; rounded to a number of prompts.
+        seed: Decides which ones, together with the order of the rows.
+
+    Raises:
+        ValueError: no prompts, or so few that a side would be empty.
+    """
+    column = next((name for name in ("prompt", "prompt_ids") if name in rows.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"`eval_size` is {share}, but the labels have no `prompt` to split by, only {sorted(rows.column_names)}; "
+            "add it, or hold rows out yourself and give them as `eval_dataset_name`."
+        )
+    keys = [json.dumps(prompt) for prompt in rows[column]]
+    prompts = list(dict.fromkeys(keys))
+    count = round(share * len(prompts))
+    if not 0 < count < len(prompts):
+        raise ValueError(
+            f"`eval_size` is {share}, which holds out {count} of {len(prompts)} prompts and leaves a side empty; give "
+            "another share or more prompts."
+        )
+    chosen = set(random.Random(seed).sample(prompts, count))
+    sides: tuple[list[int], list[int]] = ([], [])
+    for row, key in enumerate(keys):
+        sides[key in chosen].append(row)
+    return rows.select(sides[0]), rows.select(sides[1])
+
+
+def _train_and_held_out(script: RewardScriptArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+    rows = load_rows(script.dataset_name)
+    if script.eval_size is not None:
+        return split_by_prompt(rows, script.eval_size, seed)
+    return rows, None if script.eval_dataset_name is None else load_rows(script.eval_dataset_name)
+
+
+def _rated(held_out: Dataset, tokenizer: Any, args: BestOfKRewardConfig) -> Dataset | None:
+    """Tokenised held-out ratings, also those that the loss has no use for; None where it learns from other labels."""
+    columns = held_out.column_names
+    used = [name for name in JUDGEMENTS[args.loss_type] if name in columns][:1]
+    if used != ["scores"] or not {"completions", "completion_ids"} & set(columns):
+        return None
+    rated = prepare_preferences(
+        held_out.remove_columns([name for name in columns if name == "margin"]),  # which is that of a label
+        tokenizer,
+        loss_type="scalar",
+        max_length=args.max_length,
+        name="held-out ratings",
+    )
+    if all(len(set(scores)) == 1 for scores in rated["scores"]):
+        raise ValueError(
+            f"The {len(rated)} held-out records have the same `scores` throughout, so that no pair is left to measure "
+            "on; hold out more prompts, or leave the column out."
+        )
+    return rated
+
+
+def _pair_metrics(trainer: BestOfKRewardTrainer, rated: Dataset) -> dict[str, float | int]:
+    """`eval_pair_accuracy`, and with that prefix everything else that [`PairAccuracy`] returns."""
+    completions = rated["completion_ids"][:]
+    counts = [len(of_record) for of_record in completions]
+    prompts = rated["prompt_ids"][:]
+    rewards = score_token_ids(
+        trainer.model,
+        [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)],
+        [completion for of_record in completions for completion in of_record],
+        batch_size=trainer.args.per_device_eval_batch_size,
+    )
+    # In memory, because every process comes here and a file would be locked by the first.
+    result = PairAccuracy(keep_in_memory=True).compute(
+        predictions=[record.tolist() for record in rewards.split(counts)],
+        references=rated["scores"][:],
+        prompts=[tuple(prompt) for prompt in prompts],
+    )
+    return {f"eval_pair_{key}" if key == "accuracy" else f"eval_pair_accuracy_{key}": x for key, x in result.items()}
 
 
 def _start_samples(
