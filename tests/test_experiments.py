@@ -9,7 +9,7 @@ import torch
 
 from trl_ziegler.actor_critic import response_logits
 from trl_ziegler.experiments import laptop
-from trl_ziegler.experiments.arguments import RecipeArguments
+from trl_ziegler.experiments.arguments import StyleArguments
 from trl_ziegler.experiments.evaluation import Judged, evaluate_policy
 from trl_ziegler.experiments.generation import MAX_ROUNDS, Generator, Responses, collect_candidates
 from trl_ziegler.experiments.pipeline import run_stages
@@ -52,12 +52,12 @@ def own_files(tmp_path):
 
 
 def test_the_world_is_ones_own_where_a_model_is_given(own_files):
-    assert isinstance(make_world(RecipeArguments()), LaptopWorld)
-    assert isinstance(make_world(RecipeArguments(**own_files)), FileWorld)
+    assert isinstance(make_world(StyleArguments()), LaptopWorld)
+    assert isinstance(make_world(StyleArguments(**own_files)), FileWorld)
 
 
 def test_own_documents_are_split_without_overlap_alike_for_every_seed(own_files):
-    world, other = FileWorld(RecipeArguments(**own_files, seed=1)), FileWorld(RecipeArguments(**own_files, seed=2))
+    world, other = FileWorld(StyleArguments(**own_files, seed=1)), FileWorld(StyleArguments(**own_files, seed=2))
     train, test = world.documents("train"), world.documents("test")
     assert (len(train), len(test)) == (45, 5)
     assert set(train) | set(test) == {f"document {i}" for i in range(50)}
@@ -77,15 +77,15 @@ def test_a_split_leaves_at_least_one_row_to_each_side_and_its_argument_alone():
 
 def test_columns_that_own_files_lack_are_named(own_files):
     with pytest.raises(ValueError, match=r"`documents` has the columns \['body'\], not 'text'; .* `documents_column`"):
-        FileWorld(RecipeArguments(**own_files | {"documents_column": "text"})).documents("train")
+        FileWorld(StyleArguments(**own_files | {"documents_column": "text"})).documents("train")
     with pytest.raises(ValueError, match=r"`reviews` has the columns \['body'\]; it needs `text` and `label`"):
-        FileWorld(RecipeArguments(**own_files | {"reviews": own_files["documents"]})).reviews("train")
+        FileWorld(StyleArguments(**own_files | {"reviews": own_files["documents"]})).reviews("train")
     with pytest.raises(ValueError, match=r"`reviews` is missing; give labelled reviews, or .* `judge_model`"):
-        FileWorld(RecipeArguments(**own_files | {"reviews": None})).reviews("train")
+        FileWorld(StyleArguments(**own_files | {"reviews": None})).reviews("train")
 
 
 def test_the_laptop_world_has_the_sizes_asked_for_and_two_disjoint_splits():
-    world = LaptopWorld(RecipeArguments(world=SMALL | {"vocab_size": 300}, seed=3))
+    world = LaptopWorld(StyleArguments(world=SMALL | {"vocab_size": 300}, seed=3))
     train, test = world.documents("train"), world.documents("test")
     assert (len(train), len(test)) == (60, 20)
     assert not set(train) & set(test)
@@ -97,7 +97,7 @@ def test_the_laptop_world_has_the_sizes_asked_for_and_two_disjoint_splits():
 
 
 def test_the_laptop_world_is_its_seeds():
-    worlds = [LaptopWorld(RecipeArguments(world=SMALL, seed=seed)) for seed in (3, 3, 4)]
+    worlds = [LaptopWorld(StyleArguments(world=SMALL, seed=seed)) for seed in (3, 3, 4)]
     models = [world.start_model()[0].state_dict()["transformer.h.0.attn.c_attn.weight"] for world in worlds]
     assert worlds[0].documents("train") == worlds[1].documents("train") != worlds[2].documents("train")
     torch.testing.assert_close(models[0], models[1], atol=0, rtol=0)
@@ -344,7 +344,7 @@ def test_the_frontier_is_measured_on_the_score_at_the_policys_kl(rows_of, evalua
 
 
 def stages(tmp_path, name="sentiment", **changed):
-    return StyleExperiment(name, RecipeArguments(**changed), tmp_path).stages()
+    return StyleExperiment(name, StyleArguments(**changed), tmp_path).stages()
 
 
 def names_of(*arguments, **changed):
@@ -365,7 +365,7 @@ def test_the_stages_of_each_kind_of_run(tmp_path):
 def test_every_argument_that_changes_results_belongs_to_a_stage():
     read = {key for stage in stages(None) for key in stage.settings} - {"task_name"}
     unread = {"output_dir", "stages", "batch_size", "cpu_threads", "report_to"}
-    assert read == {item.name for item in fields(RecipeArguments)} - unread
+    assert read == {item.name for item in fields(StyleArguments)} - unread
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from transformers import TrainingArguments
 
 from trl_ziegler.experiments.arguments import (
     RecipeArguments,
+    StyleArguments,
     parse_recipe_arguments,
     section_config,
     section_task,
@@ -21,7 +22,9 @@ def config(tmp_path):
 
 
 def test_flags_override_the_file_which_overrides_defaults(config):
-    args, name = parse_recipe_arguments(config, ["--seed", "7", "--policy.kl_target=3", "--policy.vf_coef", "0.2"])
+    args, name = parse_recipe_arguments(
+        StyleArguments, config, ["--seed", "7", "--policy.kl_target=3", "--policy.vf_coef", "0.2"]
+    )
     assert name == "laptop"
     assert (args.num_labels, args.seed, args.num_candidates) == (12, 7, 4)
     assert args.policy == {"learning_rate": "1e-3", "kl_target": 3, "vf_coef": 0.2}
@@ -32,7 +35,7 @@ def test_flags_override_the_file_which_overrides_defaults(config):
 def test_another_config_replaces_the_default(config, tmp_path):
     other = tmp_path / "local.yaml"
     other.write_text("num_labels: 3\n")
-    args, name = parse_recipe_arguments(config, ["--config", str(other)])
+    args, name = parse_recipe_arguments(StyleArguments, config, ["--config", str(other)])
     assert (args.num_labels, name, args.policy) == (3, "local", {})
 
 
@@ -40,14 +43,14 @@ def test_unknown_keys_are_named(config, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("num_lables: 3\n")
     with pytest.raises(ValueError, match="num_lables"):
-        parse_recipe_arguments(config, ["--config", str(bad)])
+        parse_recipe_arguments(StyleArguments, config, ["--config", str(bad)])
     message = r"Unknown key 'lerning_rate' in the section 'policy'; did you mean 'learning"
     with pytest.raises(ValueError, match=message):
         section_config(TrainingArguments, "policy", {"lerning_rate": 1})
     with pytest.raises(ValueError, match=r"Unknown key 'zzz' in the section 'task'\."):
         section_task(BOOKS, {"zzz": 1})
     with pytest.raises(ValueError, match=r"--policy\.lr needs a value"):
-        split_section_flags(["--policy.lr"])
+        split_section_flags(["--policy.lr"], ["policy"])
 
 
 def test_sections_become_their_config_with_types_converted(tmp_path):
@@ -61,7 +64,7 @@ def test_sections_become_their_config_with_types_converted(tmp_path):
 
 def test_ordinary_flags_with_dots_in_their_values_are_left_alone():
     ordinary = ["--model", "some.folder/x", "--label_error_rate", "0.1"]
-    flags, overrides = split_section_flags([*ordinary, "--task.penalty=-2"])
+    flags, overrides = split_section_flags([*ordinary, "--task.penalty=-2"], ["task", "policy"])
     assert flags == ordinary
     assert overrides == {"task": {"penalty": -2}}
 

@@ -44,12 +44,11 @@ POST = (
 
 PINNED = {
     "posts": (
-        "Hi everyone. Ruth said that I should ask here. I need some advice.\n"
-        "My coach became a clerk last month. It is not easy to be a clerk. A month ago my stepfather found "
-        "work as a teacher. My coach lied about the money. The money is all I think about. My coach borrowed "
-        "eighty dollars from me without a word. To us eighty dollars is a lot.\n"
-        "I just had to tell someone.",
-        "New job as a clerk for my coach. The money was hidden by my coach. Eighty dollars went to my coach.",
+        "Good evening. I typed this with cold hands on a bus.\nI have always liked my mother. My roommate "
+        "signed up for a law class and failed the music exam after a long talk. Nobody here likes law. "
+        "Nobody here likes music. Irene stopped working as a teacher two days ago.\nHow would you handle "
+        "this?",
+        "My roommate takes law lessons and did not pass music. Irene lost the job as a teacher.",
     ),
     "news": (
         "The brewery signed a deal with Berlin. Berlin is an important partner. In Paris, the airline sent a "
@@ -113,7 +112,7 @@ class TestCorpora:
     @kinds
     def test_lengths_are_within_bounds(self, kind, documents):
         for document in documents[kind]["train"]:
-            assert 60 <= len(tokens(document.text)) <= 110
+            assert 36 <= len(tokens(document.text)) <= 75
             assert 8 <= len(tokens(" ".join(document.summary))) <= 24
 
     def test_words_are_few(self):

@@ -17,7 +17,7 @@ import yaml
 from trl import ModelConfig
 
 from trl_ziegler.experiments import style
-from trl_ziegler.experiments.arguments import RecipeArguments, parse_recipe_arguments, section_config
+from trl_ziegler.experiments.arguments import RecipeArguments, StyleArguments, parse_recipe_arguments, section_config
 from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments
 from trl_ziegler.experiments.recipe import run_recipe
 from trl_ziegler.experiments.worlds import WorldConfig

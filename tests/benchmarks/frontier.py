@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
-from trl_ziegler.experiments.arguments import RecipeArguments, parse_recipe_arguments
+from trl_ziegler.experiments.arguments import StyleArguments, parse_recipe_arguments
 from trl_ziegler.experiments.pipeline import read_jsonl, run_stages, write_json
 from trl_ziegler.experiments.recipe import start_processes
 from trl_ziegler.experiments.style import StyleExperiment
@@ -34,9 +34,11 @@ MADE_ONCE = ("classifier", "sft", "collect", "label", "reward")
 TRAINERS = {"ours": ("#0072B2", "o"), "stock": ("#D55E00", "s")}
 
 
-def recipe(seed: int, run_dir: Path, flags: list[str]) -> tuple[RecipeArguments, StyleExperiment]:
+def recipe(seed: int, run_dir: Path, flags: list[str]) -> tuple[StyleArguments, StyleExperiment]:
     """The laptop recipe in `run_dir`, with further flags."""
-    args, _ = parse_recipe_arguments(CONFIG, ["--seed", str(seed), "--output_dir", str(run_dir), *flags])
+    args, _ = parse_recipe_arguments(
+        StyleArguments, CONFIG, ["--seed", str(seed), "--output_dir", str(run_dir), *flags]
+    )
     return args, StyleExperiment("sentiment", args, run_dir)
 
 
@@ -71,7 +73,7 @@ def one_run(trainer: str, seed: int, kl_coef: float, episodes: int, shared: Path
     return point
 
 
-def stock_policy(args: RecipeArguments, experiment: StyleExperiment, run_dir: Path) -> None:
+def stock_policy(args: StyleArguments, experiment: StyleExperiment, run_dir: Path) -> None:
     """TRL's trainer with the recipe's settings, its own optimiser, and the method's score."""
     tokenizer = AutoTokenizer.from_pretrained(experiment.start_path())
     rows = read_jsonl(run_dir / "collect" / "train_queries.jsonl")[: args.num_policy_queries]

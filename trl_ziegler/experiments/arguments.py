@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from trl import TrlParser
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
-SECTIONS = ("task", "world", "classifier", "sft", "reward", "policy")
+Arguments = TypeVar("Arguments", bound="RecipeArguments")
 
 
 @dataclass
 class RecipeArguments:
     """Settings of a whole run. Without `model` and `documents` everything comes from the embedded laptop world."""
+
+    sections: ClassVar[tuple[str, ...]] = ("task", "world", "sft", "reward", "policy")
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Run directory; default runs/<task>/<name of the config file>."}
@@ -41,19 +43,7 @@ class RecipeArguments:
         default=None, metadata={"help": "Start model: folder or hub id of a causal language model."}
     )
     documents: str | None = field(
-        default=None, metadata={"help": "Texts that queries are cut from: file, saved dataset or hub id."}
-    )
-    documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
-    reviews: str | None = field(
-        default=None,
-        metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."},
-    )
-    review_tokens: int | None = field(
-        default=None, metadata={"help": "Longest review the classifier is trained on; default all it can read."}
-    )
-    judge_model: str | None = field(
-        default=None,
-        metadata={"help": "A ready text-classification model (folder or hub id) instead of training a classifier."},
+        default=None, metadata={"help": "Texts that queries are made of: file, saved dataset or hub id."}
     )
     num_candidates: int = field(default=4, metadata={"help": "K, candidates per label."})
     num_labels: int = field(default=4992, metadata={"help": "Labels to train the reward model on."})
@@ -63,10 +53,6 @@ class RecipeArguments:
     num_eval_queries: int = field(default=512, metadata={"help": "Held-out queries for win rate and samples."})
     num_normalization_samples: int = field(
         default=512, metadata={"help": "Responses of the start model that normalise the reward model."}
-    )
-    frontier_queries: int = field(default=64, metadata={"help": "Held-out queries for the reward-KL frontier."})
-    frontier_samples: int = field(
-        default=1024, metadata={"help": "Responses per frontier query; at least 20 * exp(KL) are needed."}
     )
     batch_size: int = field(default=256, metadata={"help": "Rows per forward pass in sampling and scoring."})
     cpu_threads: int | None = field(
@@ -78,21 +64,15 @@ class RecipeArguments:
     task: dict | str | None = field(
         default=None, metadata={"help": "Section: fields of Task that differ (--task.response_length 16)."}
     )
-    world: dict | str | None = field(
-        default=None, metadata={"help": "Section: sizes of the laptop world (fields of WorldConfig)."}
-    )
-    classifier: dict | str | None = field(
-        default=None, metadata={"help": "Section: TrainingArguments of the sentiment classifier."}
-    )
+    world: dict | str | None = field(default=None, metadata={"help": "Section: sizes of the laptop world."})
     sft: dict | str | None = field(
-        default=None,
-        metadata={"help": "Section: SFTConfig of the start model's training; empty uses `model` as it is."},
+        default=None, metadata={"help": "Section: SFTConfig of the supervised training on texts."}
     )
     reward: dict | str | None = field(default=None, metadata={"help": "Section: BestOfKRewardConfig."})
     policy: dict | str | None = field(default=None, metadata={"help": "Section: ZieglerPPOConfig."})
 
     def __post_init__(self) -> None:
-        for name in SECTIONS:
+        for name in self.sections:
             setattr(self, name, as_section(name, getattr(self, name)))
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
@@ -114,19 +94,120 @@ class RecipeArguments:
         return asdict(self)
 
 
-def parse_recipe_arguments(default_config: Path, argv: Sequence[str] | None = None) -> tuple[RecipeArguments, str]:
+@dataclass
+class StyleArguments(RecipeArguments):
+    """Settings of a stylistic continuation. An empty section `sft` uses `model` as it is."""
+
+    sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "classifier")
+
+    documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
+    reviews: str | None = field(
+        default=None,
+        metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."},
+    )
+    review_tokens: int | None = field(
+        default=None, metadata={"help": "Longest review the classifier is trained on; default all it can read."}
+    )
+    judge_model: str | None = field(
+        default=None,
+        metadata={"help": "A ready text-classification model (folder or hub id) instead of training a classifier."},
+    )
+    frontier_queries: int = field(default=64, metadata={"help": "Held-out queries for the reward-KL frontier."})
+    frontier_samples: int = field(
+        default=1024, metadata={"help": "Responses per frontier query; at least 20 * exp(KL) are needed."}
+    )
+    classifier: dict | str | None = field(
+        default=None, metadata={"help": "Section: TrainingArguments of the sentiment classifier."}
+    )
+
+
+SUMMARIZERS = ("supervised", "zero_shot")
+SOURCES = (*SUMMARIZERS, "reference")
+
+
+@dataclass
+class SummaryArguments(RecipeArguments):
+    """Settings of a summarization. `documents` has texts and summaries in one of the layouts of `summaries_data`."""
+
+    sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "base")
+
+    layout: Literal["ziegler", "stiennon"] = field(
+        default="ziegler",
+        metadata={"help": "Ziegler et al.: T tokens, cut at a newline; Stiennon et al.: EOS ends a summary."},
+    )
+    starts: list[str] = field(
+        default_factory=lambda: ["supervised"],
+        metadata={"help": "Where RL starts: supervised, zero_shot or both; the first is the run's policy."},
+    )
+    candidate_sources: list[str] = field(
+        default_factory=lambda: ["supervised"],
+        metadata={
+            "help": "Who writes the candidates, in turn: supervised, zero_shot, reference; and policy in rounds."
+        },
+    )
+    summary_tokens: list[int] | None = field(
+        default=None, metadata={"help": "Fewest and most tokens of a reference summary (Stiennon et al.: 24 48)."}
+    )
+    sft_learning_rates: list[float] | None = field(
+        default=None, metadata={"help": "Rates the supervised training is swept over; default the section's only."}
+    )
+    normalize_to: Literal["samples", "references"] = field(
+        default="samples",
+        metadata={"help": "Reward 0 with deviation 1 on the start's samples, or 0 on reference summaries."},
+    )
+    rounds: int = field(
+        default=1, metadata={"help": "Times to collect, label, retrain and continue; later ones add the policy."}
+    )
+    label_noise: float = field(
+        default=0.0, metadata={"help": "Standard deviation of the simulated labeller's noise, in its score's units."}
+    )
+    num_curve_queries: int = field(
+        default=128, metadata={"help": "Held-out queries that PPO is evaluated on every `policy.eval_steps`."}
+    )
+    few_shot_examples: int = field(
+        default=2, metadata={"help": "Good summaries in the context of the few-shot baseline; 0 leaves it out."}
+    )
+    base: dict | str | None = field(
+        default=None,
+        metadata={"help": "Section: SFTConfig of the zero-shot model's training; empty uses `model` as it is."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("starts", SUMMARIZERS), ("candidate_sources", (*SOURCES, "policy"))):
+            check_choices(name, getattr(self, name), known)
+        if self.rounds < 1:
+            raise ValueError(f"`rounds` is {self.rounds}; give at least 1.")
+        if "policy" in self.candidate_sources and self.rounds == 1:
+            raise ValueError(
+                "`candidate_sources` has 'policy', which writes from the second round on; raise `rounds`."
+            )
+        if self.summary_tokens is not None and len(self.summary_tokens) != 2:
+            raise ValueError(f"`summary_tokens` is {self.summary_tokens}; give the fewest and the most.")
+
+
+def check_choices(name: str, values: list[str], known: Sequence[str]) -> None:
+    """`ValueError` unless `values` are different ones of `known`, at least one."""
+    unknown = [value for value in values if value not in known]
+    if unknown or not values or len(set(values)) < len(values):
+        raise ValueError(f"`{name}` is {values}; give one or more of {', '.join(known)}, each once.")
+
+
+def parse_recipe_arguments(
+    arguments_class: type[Arguments], default_config: Path, argv: Sequence[str] | None = None
+) -> tuple[Arguments, str]:
     """Arguments from `--config` (or `default_config`), overridden by flags; and the config's name.
 
     Flags `--section.key value` override single keys of a section. Raises `ValueError` naming an unknown key.
     """
-    flags, overrides = split_section_flags(list(sys.argv[1:] if argv is None else argv))
+    flags, overrides = split_section_flags(list(sys.argv[1:] if argv is None else argv), arguments_class.sections)
     flags = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
     if "--config" not in flags:
         flags = ["--config", str(default_config), *flags]
     if flags[-1] == "--config":
         raise ValueError("--config needs a value: the path of a YAML file.")
     config_name = Path(flags[flags.index("--config") + 1]).stem
-    (args,) = TrlParser(RecipeArguments).parse_args_and_config(flags)
+    (args,) = TrlParser(arguments_class).parse_args_and_config(flags)
     for section, values in overrides.items():
         args.section(section).update(values)
     return args, config_name
@@ -142,7 +223,7 @@ def as_section(name: str, value: Any) -> dict[str, Any]:
     return dict(section or {})
 
 
-def split_section_flags(argv: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def split_section_flags(argv: list[str], sections: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Separate `--section.key value` (or `=value`) from ordinary flags; values are read as YAML."""
     flags: list[str] = []
     overrides: dict[str, dict[str, Any]] = {}
@@ -150,7 +231,7 @@ def split_section_flags(argv: list[str]) -> tuple[list[str], dict[str, dict[str,
     for token in rest:
         name, _, value = token.removeprefix("--").partition("=")
         section, dot, key = name.partition(".")
-        if not token.startswith("--") or not dot or section not in SECTIONS:
+        if not token.startswith("--") or not dot or section not in sections:
             flags.append(token)
             continue
         text = value if "=" in token else next(rest, None)

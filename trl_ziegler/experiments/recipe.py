@@ -1,4 +1,4 @@
-"""The main function that the style recipes share: arguments in, run directory and report out."""
+"""The main function that the recipes share: arguments in, run directory and report out."""
 
 import json
 import os
@@ -12,17 +12,22 @@ from accelerate import PartialState
 
 from .._files import write_text
 from .arguments import RecipeArguments, parse_recipe_arguments
+from .experiment import Experiment
 from .pipeline import MANIFEST, run_stages, versions, write_json, write_yaml
 from .report import write_report
 from .style import StyleExperiment
+from .summaries import SummaryExperiment
+
+EXPERIMENTS: tuple[type[Experiment], ...] = (StyleExperiment, SummaryExperiment)
 
 
 def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = None) -> Path:
     """Run a recipe from its command line to its report; the last line printed is `Report: <path>`."""
-    args, config_name = parse_recipe_arguments(default_config, argv)
+    kind = next(kind for kind in EXPERIMENTS if task in kind.tasks)
+    args, config_name = parse_recipe_arguments(kind.arguments, default_config, argv)
     run_dir = Path(args.output_dir or Path("runs", task, config_name))
     state = start_processes(args.cpu_threads)
-    experiment = StyleExperiment(task, args, run_dir)
+    experiment = kind(task, args, run_dir)
     if state.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_yaml(run_dir / "config.yaml", args.as_dict())

@@ -6,14 +6,12 @@ Each stage reads what earlier ones left in the run directory and writes its own 
 import json
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,43 +26,39 @@ from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_model import is_normalized, load_reward_model
 from ..reward_trainer import BestOfKRewardConfig
-from ..reward_wrapper import KLEntropyReward
+from ..reward_wrapper import KLEntropyReward, function_name
 from ..tasks import BOOKS, BoundTask
-from .arguments import RecipeArguments, section_config, section_task
+from .arguments import StyleArguments, section_task
 from .evaluation import Judged, evaluate_policy
+from .experiment import Experiment, load_model
 from .generation import Generator, collect_candidates
 from .pipeline import Stage, read_jsonl, write_json
 from .training import train_policy, train_reward_model
 from .worlds import make_world
 
-TASKS = ("sentiment", "descriptiveness")
 
+class StyleExperiment(Experiment[StyleArguments]):
+    """The stages of one stylistic-continuation run, "sentiment" or "descriptiveness"."""
 
-class StyleExperiment:
-    """The stages of one stylistic-continuation run.
+    arguments = StyleArguments
+    tasks = ("sentiment", "descriptiveness")
+    configs = MappingProxyType(
+        {
+            "classifier": TrainingArguments,
+            "sft": SFTConfig,
+            "reward": BestOfKRewardConfig,
+            "policy": ZieglerPPOConfig,
+        }
+    )
+    optional = ("sft",)
 
-    Args:
-        name: "sentiment" or "descriptiveness".
-        args: The recipe's arguments.
-        run_dir: The run directory.
-    """
-
-    def __init__(self, name: str, args: RecipeArguments, run_dir: Path) -> None:
-        if name not in TASKS:
-            raise ValueError(f"The task '{name}' is unknown; this experiment has {', '.join(TASKS)}.")
-        self.name, self.args, self.run_dir = name, args, run_dir
+    def __init__(self, name: str, args: StyleArguments, run_dir: Path) -> None:
+        super().__init__(name, args, run_dir)
         self.world = make_world(args)
         self.task = section_task(BOOKS, args.section("task"))
-        # Every section is checked before the first stage starts.
-        self._trainer_config(TrainingArguments, "classifier", run_dir)
-        if args.sft:
-            self._trainer_config(SFTConfig, "sft", run_dir)
-        self._trainer_config(BestOfKRewardConfig, "reward", run_dir)
-        self._trainer_config(ZieglerPPOConfig, "policy", run_dir)
 
     def stages(self) -> list[Stage]:
         """The stages in order, each with the settings its result depends on."""
-        args = self.args.as_dict()
         common = ("seed", "model", "documents", "documents_column", "world", "task")
         keys = {
             "classifier": ("reviews", "review_tokens", "judge_model", "classifier", "seed", "model", "world"),
@@ -90,7 +84,7 @@ class StyleExperiment:
         if self.args.mode == "direct":
             left_out |= {"label", "reward"}
         return [
-            Stage(name, getattr(self, name), {"task_name": self.name, **{key: args[key] for key in read}})
+            Stage(name, getattr(self, name), self.settings(read))
             for name, read in keys.items()
             if name not in left_out
         ]
@@ -112,7 +106,7 @@ class StyleExperiment:
         encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=limit)["input_ids"]
         trainer = Trainer(
             model=model,
-            args=self._trainer_config(TrainingArguments, "classifier", folder),
+            args=self.trainer_config("classifier", folder),
             train_dataset=Dataset.from_dict({"input_ids": encoded, "labels": [row["label"] for row in rows]}),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
@@ -134,7 +128,7 @@ class StyleExperiment:
         model, tokenizer = self.world.start_model()
         trainer = SFTTrainer(
             model=model,
-            args=self._trainer_config(SFTConfig, "sft", folder),
+            args=self.trainer_config("sft", folder),
             train_dataset=Dataset.from_dict({"text": self.world.documents("train")}),
             processing_class=tokenizer,
         )
@@ -183,7 +177,7 @@ class StyleExperiment:
         samples = read_jsonl(self.run_dir / "collect" / "normalization.jsonl")
         train_reward_model(
             folder,
-            self._trainer_config(BestOfKRewardConfig, "reward", folder),
+            self.trainer_config("reward", folder),
             self.start_path(),
             read_jsonl(self.run_dir / "label" / "labels.jsonl"),
             samples,
@@ -193,17 +187,18 @@ class StyleExperiment:
     def policy(self, folder: Path) -> None:
         """PPO from the start model."""
         rewards, weights = self.reward_functions()
-        config = self._trainer_config(ZieglerPPOConfig, "policy", folder)
+        config = self.trainer_config("policy", folder)
         config.reward_weights = weights
         rows = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")[: self.args.num_policy_queries]
-        train_policy(folder, config, self.start_path(), rows, rewards, self.task)
+        aliases = {function_name(rewards[-1]): "score/true"}
+        train_policy(folder, config, self.start_path(), rows, rewards, self.task, aliases=aliases)
 
     def evaluate(self, folder: Path) -> None:
         """Win rate, KL, samples and the reward-KL frontier on held-out queries."""
         if not PartialState().is_main_process:
             return
         start, tokenizer = self.start_model()
-        policy = AutoModelForCausalLM.from_pretrained(self.run_dir / "policy" / "model", dtype=torch.float32)
+        policy, _ = load_model(self.run_dir / "policy" / "model")
         task = self.task.bind(tokenizer)
         rewards, _ = self.reward_functions()
         score = KLEntropyReward(
@@ -242,9 +237,7 @@ class StyleExperiment:
 
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The start model rho in float32, and its tokenizer."""
-        path = self.start_path()
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return model.eval(), AutoTokenizer.from_pretrained(path)
+        return load_model(self.start_path())
 
     @cached_property
     def _judge_model(self) -> str:
@@ -276,18 +269,6 @@ class StyleExperiment:
                 "lower `num_labels`, `num_policy_queries` and `num_eval_queries`."
             )
         return queries[:needed]
-
-    def _trainer_config(self, config_class: type, section: str, folder: Path) -> Any:
-        args = self.args
-        forced = {"output_dir": str(folder), "seed": args.seed, "report_to": args.report_to, "run_name": section}
-        # The library pins memory by default, which warns at every loader of a machine without a GPU, and without
-        # `use_cpu` leaves each of several processes to itself there.
-        defaults = {
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "use_cpu": PartialState().device.type == "cpu",
-        }
-        values = {**defaults, **args.section(section)}
-        return section_config(config_class, section, values, **forced)
 
 
 def with_text(tokenizer: PreTrainedTokenizerBase, queries: list[list[int]]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The trainings that every experiment makes: a reward model from labelled rows, a policy from prompts and rewards."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -16,6 +17,7 @@ from ..reward_model import load_reward_model, normalize_reward_model, score_toke
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction
 from ..tasks import Task
+from .experiment import load_model
 from .pipeline import write_json
 
 
@@ -27,15 +29,19 @@ def train_reward_model(
     samples: list[dict[str, Any]],
     *,
     held_out: int,
+    normalize_to: Literal["samples", "references"] = "samples",
 ) -> None:
-    """Train on labelled rows, normalise over the start model's samples before and after, save in `folder/model`.
+    """Train on labelled rows, normalise before and after, save in `folder/model`.
 
     Args:
         folder: Also gets `log_history.json` and, from the held-out labels, `metrics.json`.
         config: Its seed is also the fresh head's.
         start: Folder of the start model.
-        rows: `prompt_ids`, `completion_ids`, `label`; the last `held_out` of them are not trained on.
-        samples: `prompt_ids`, `response_ids` of the start model, uncut.
+        rows: `prompt_ids`, `completion_ids`, `label` and, for the loss `ranking`, `ranking`; the last `held_out` of
+            them are not trained on.
+        samples: `prompt_ids`, `response_ids` of what it is normalised over.
+        normalize_to: `"samples"`: mean 0, deviation 1 over the start model's uncut samples (Ziegler et al. 2019);
+            `"references"`: shifted to mean 0 over reference summaries (Stiennon et al. 2020).
 
     Raises:
         ValueError: no more rows than held-out ones.
@@ -46,11 +52,15 @@ def train_reward_model(
             f"Only {len(rows)} comparisons could be collected, no more than the {held_out} held-out ones; raise "
             "`num_labels`, or look at why so many responses were rejected (collect/metrics.json)."
         )
-    columns = ("prompt_ids", "completion_ids", "label")
+    judgement = "ranking" if config.loss_type == "ranking" else "label"
+    columns = ("prompt_ids", "completion_ids", judgement)
     data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
     queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
+    rule: dict[str, Any] = {}
+    if normalize_to == "references":
+        rule = {"target_std": None, "method": "reference_summaries"}
     model = load_reward_model(start, seed=config.seed)
-    normalize_reward_model(model, queries, responses)
+    normalize_reward_model(model, queries, responses, **rule)
     trainer = BestOfKRewardTrainer(
         model=model,
         args=config,
@@ -60,7 +70,7 @@ def train_reward_model(
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.evaluate()
-    normalize_reward_model(trainer.model, queries, responses)
+    normalize_reward_model(trainer.model, queries, responses, **rule)
     trainer.save_model(str(folder / "model"))
     if PartialState().is_main_process:
         write_json(folder / "log_history.json", trainer.state.log_history)
@@ -76,30 +86,56 @@ def train_policy(
     rows: list[dict[str, Any]],
     rewards: list[RewardFunction],
     task: Task,
+    *,
+    reference: str | None = None,
+    eval_rows: list[dict[str, Any]] | None = None,
+    pretraining: Dataset | None = None,
+    aliases: Mapping[str, str],
 ) -> None:
     """PPO from a start model, saved in `folder/model` with `log_history.json` beside it.
 
     Args:
         start: Folder of the start model.
         rows: `prompt`, `prompt_ids` and further columns, which reach the reward functions.
-        rewards: What PPO optimises and logs, weighted by the config's `reward_weights`. The last is the judge, whose
-            score of the rollouts is logged as `score/true`.
+        rewards: What PPO optimises and logs, weighted by the config's `reward_weights`.
+        reference: Folder of rho, where it is not the start model.
+        eval_rows: Held-out rows for the config's `eval_strategy`.
+        pretraining: Documents of PPO-ptx.
+        aliases: Name of a reward function to the key under which the log also has its score, so that reports need
+            not know who the judge was.
     """
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
     trainer = ZieglerPPOTrainer(
         args=config,
         processing_class=AutoTokenizer.from_pretrained(start),
         model=start,
         reward_model=rewards,
-        train_dataset=Dataset.from_dict({**columns, "input_ids": columns["prompt_ids"]}).remove_columns("prompt_ids"),
+        ref_model=None if reference is None else load_model(reference)[0],
+        train_dataset=as_queries(rows),
+        eval_dataset=None if eval_rows is None or config.eval_strategy == "no" else as_queries(eval_rows),
         task=task,
+        pretraining_dataset=pretraining,
     )
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     trainer.save_model(str(folder / "model"))
     if PartialState().is_main_process:
-        judge = f"rewards/{trainer.reward.names[-1]}"
-        history = [{**row, "score/true": row[judge]} if judge in row else row for row in trainer.state.log_history]
-        write_json(folder / "log_history.json", history)
+        write_json(folder / "log_history.json", [with_aliases(row, aliases) for row in trainer.state.log_history])
+
+
+def as_queries(rows: list[dict[str, Any]]) -> Dataset:
+    """Rows with `prompt_ids` as a dataset with `input_ids`."""
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    return Dataset.from_dict({"input_ids": columns.pop("prompt_ids"), **columns})
+
+
+def with_aliases(row: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """A row of the log, with the scores of some reward functions under further keys, also those of evaluations."""
+    found = {
+        f"{prefix}{key}": row[f"{prefix}rewards/{name}"]
+        for name, key in aliases.items()
+        for prefix in ("", "eval_")
+        if f"{prefix}rewards/{name}" in row
+    }
+    return {**row, **found}
 
 
 def refuse_below_chance(accuracy: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from . import laptop
-from .arguments import RecipeArguments, section_config
+from .arguments import StyleArguments, section_config
 from .data import load_rows
 
 HELD_OUT_SHARE = 0.1
@@ -69,7 +69,7 @@ class World(Protocol):
 class LaptopWorld:
     """The embedded world: generated corpora and tiny models with fresh weights, all from one seed."""
 
-    def __init__(self, args: RecipeArguments) -> None:
+    def __init__(self, args: StyleArguments) -> None:
         self.sizes = section_config(WorldConfig, "world", args.section("world"))
         self.seed = args.seed
 
@@ -113,7 +113,7 @@ class FileWorld:
 
     truth = None
 
-    def __init__(self, args: RecipeArguments) -> None:
+    def __init__(self, args: StyleArguments) -> None:
         section_config(WorldConfig, "world", args.section("world"))  # not read, yet a misspelt key is to be refused
         self.args = args
 
@@ -157,6 +157,6 @@ def part_of(rows: list, split: str) -> list:
     return rows[held_out:] if split == "train" else rows[:held_out]
 
 
-def make_world(args: RecipeArguments) -> World:
+def make_world(args: StyleArguments) -> World:
     """The laptop world, or one's own files where `model` and `documents` are given."""
     return LaptopWorld(args) if args.model is None else FileWorld(args)

@@ -1,8 +1,17 @@
 """Simulated labellers and the scores they label by. Nothing here knows a trainer."""
 
+from .overlap import CopiedShare, ReferenceOverlap
 from .protocol import Labeler, ScoreFunction
 from .score import ScoreLabeler
 from .sentiment import SentimentScorer
 from .vividness import VividnessScorer
 
-__all__ = ["Labeler", "ScoreFunction", "ScoreLabeler", "SentimentScorer", "VividnessScorer"]
+__all__ = [
+    "CopiedShare",
+    "Labeler",
+    "ReferenceOverlap",
+    "ScoreFunction",
+    "ScoreLabeler",
+    "SentimentScorer",
+    "VividnessScorer",
+]

@@ -64,6 +64,33 @@ class ScoreLabeler:
         Raises:
             ValueError: if lengths disagree, a prompt has fewer than 2 completions, or a score is not finite.
         """
+        records = zip(self._scores(prompts, completions, columns), prompts, completions, strict=True)
+        return [self._choose(*record) for record in records]
+
+    def rank(self, prompts: list[Text], completions: list[list[Text]], **columns: list) -> list[list[int]]:
+        """Return each prompt's candidates from the best to the worst, as indices in 0..K-1; see `label`.
+
+        The first of a ranking is what `label` returns. With a `boltzmann_temperature` the rest is chosen likewise
+        among what is left; a slip of `error_rate` exchanges the best with the candidate that was taken for it.
+        """
+        records = zip(self._scores(prompts, completions, columns), prompts, completions, strict=True)
+        return [self._order(*record) for record in records]
+
+    def _order(self, scores: list[float], prompt: Text, candidates: list[Text]) -> list[int]:
+        if self.boltzmann_temperature is None:
+            order = sorted(range(len(scores)), key=lambda i: -scores[i])
+            slip = order.index(self._choose(scores, prompt, candidates))
+            order[0], order[slip] = order[slip], order[0]
+            return order
+        left, order = list(range(len(scores))), []
+        while left:
+            choice = self._choose([scores[i] for i in left], prompt, [candidates[i] for i in left])
+            order.append(left.pop(choice))
+        return order
+
+    def _scores(
+        self, prompts: list[Text], completions: list[list[Text]], columns: dict[str, list]
+    ) -> list[list[float]]:
         self._check_shapes(prompts, completions, columns)
         rows = [i for i, candidates in enumerate(completions) for _ in candidates]
         flat = [completion for candidates in completions for completion in candidates]
@@ -71,10 +98,7 @@ class ScoreLabeler:
         scores = self.score_fn([prompts[i] for i in rows], flat, **repeated)
         self._check_scores(scores, [prompts[i] for i in rows], flat)
         remaining = iter(scores)
-        return [
-            self._choose([next(remaining) for _ in candidates], prompt, candidates)
-            for prompt, candidates in zip(prompts, completions, strict=True)
-        ]
+        return [[next(remaining) for _ in candidates] for candidates in completions]
 
     def _choose(self, scores: list[float], prompt: Text, candidates: list[Text]) -> int:
         best = max(range(len(scores)), key=scores.__getitem__)  # max() keeps the first of equals

@@ -119,6 +119,12 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for sentence in sentences if _WORD.search(sentence)]
 
 
+def copied_share(summary: str, source: str) -> float | None:
+    """Share of a summary's sentences that occur in its source, as `Copying` counts them; None without a sentence."""
+    text, sentences = " ".join(source.lower().split()), split_sentences(summary)
+    return _share(sum(_place(sentence, text) is not None for sentence in sentences), len(sentences))
+
+
 def longest_common_run(first: Sequence[str], second: Sequence[str]) -> int:
     """Number of words in the longest run of words that both lists contain; words hold no space."""
     text, best = f" {' '.join(second)} ", 0

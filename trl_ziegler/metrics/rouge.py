@@ -70,7 +70,7 @@ class Rouge(evaluate.Metric):
         if [] in targets:
             raise ValueError(f"references[{targets.index([])}] is empty: give at least one reference per summary.")
         scorer = RougeScorer(ROUGE_TYPES, use_stemmer=use_stemmer)
-        rows = [_scores(scorer, *pair) for pair in zip(predictions, targets, strict=True)]
+        rows = [rouge_scores(scorer, *pair) for pair in zip(predictions, targets, strict=True)]
         result: dict[str, Any] = {key: float(np.mean([row[key] for row in rows])) for key in (*ROUGE_TYPES, "mean")}
         result["n"] = len(rows)
         result["empty"] = sum(_has_no_token(pair) for pair in zip(predictions, targets, strict=True))
@@ -78,7 +78,8 @@ class Rouge(evaluate.Metric):
         return result | {"per_example": rows} if per_example else result
 
 
-def _scores(scorer: RougeScorer, summary: str, references: Sequence[str]) -> dict[str, float]:
+def rouge_scores(scorer: RougeScorer, summary: str, references: Sequence[str]) -> dict[str, float]:
+    """F-measures of one summary, each the best over its references, and their `mean`."""
     best = scorer.score_multi(references, summary)
     scores = {key: float(best[key].fmeasure) for key in ROUGE_TYPES}
     return scores | {"mean": sum(scores.values()) / len(scores)}

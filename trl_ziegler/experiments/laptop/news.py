@@ -6,7 +6,7 @@ from .corpora import generator
 from .facts import NEWS, Document, Told, fill, summarize, tell_all
 from .grammar import finish, lines, tokens
 
-ARTICLE_TOKENS = range(60, 111)
+ARTICLE_TOKENS = range(36, 76)
 
 QUOTES = """
 "we are proud of this step," {who} said
@@ -52,7 +52,7 @@ the final decision rests with the voters
 def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     """Return `n` rows `{"article": str, "highlights": str}`.
 
-    An article of 60 to 110 tokens opens with its first main fact, at times two in that sentence; facts, details and
+    An article of 36 to 75 tokens opens with its first main fact, at times two in that sentence; facts, details and
     quotes follow, two or three sentences to a line. Its main facts are those about the subject of its first sentence
     (see `summary_truth.main_facts`). The highlights, 8 to 24 tokens, stand on a line each and state most of the main
     facts, mostly in shorter forms than the article's, and nothing that the article does not state. Neither ends with

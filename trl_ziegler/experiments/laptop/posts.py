@@ -6,7 +6,7 @@ from .corpora import generator
 from .facts import POSTS, Document, fill, summarize, tell_all
 from .grammar import finish, lines, tokens
 
-POST_TOKENS = range(60, 111)
+POST_TOKENS = range(36, 76)
 
 GREETINGS = """
 hi everyone
@@ -75,7 +75,7 @@ why does nobody listen
 def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     """Return `n` rows `{"post": str, "summary": str}`.
 
-    A post of 60 to 110 tokens has three paragraphs on a line each: a preamble, a body of facts and asides, and an
+    A post of 36 to 75 tokens has three paragraphs on a line each: a preamble, a body of facts and asides, and an
     ending. Its main facts are those about the subject of its first fact (see `summary_truth.main_facts`). The summary
     of 8 to 24 tokens states most of them on one line, mostly in shorter forms than the post's, and nothing that the
     post does not state. Neither ends with a newline: "\\n\\nTL;DR:" may follow the post, and "\\n" ends the summary.

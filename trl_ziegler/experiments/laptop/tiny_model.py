@@ -42,15 +42,15 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 900) -> PreTrainedTo
 
 
 def lm_config(
-    tokenizer: PreTrainedTokenizerFast, *, n_embd: int = 96, n_layer: int = 2, n_head: int = 4
+    tokenizer: PreTrainedTokenizerFast, *, n_embd: int = 96, n_layer: int = 2, n_head: int = 4, n_positions: int = 128
 ) -> GPT2Config:
-    """Return the language model's size: GPT-2's architecture, 128 positions, no dropout.
+    """Return the language model's size: GPT-2's architecture, no dropout.
 
     The initial weights keep GPT-2's relation to the width, std 0.02 at 768; narrow models learn slower from 0.02.
     """
     return GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=128,
+        n_positions=n_positions,
         n_embd=n_embd,
         n_layer=n_layer,
         n_head=n_head,

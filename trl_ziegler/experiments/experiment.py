@@ -1,0 +1,71 @@
+"""What every experiment is: a run directory, arguments whose sections are checked first, and stages."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .arguments import RecipeArguments, section_config
+from .pipeline import Stage
+
+Arguments = TypeVar("Arguments", bound=RecipeArguments)
+
+
+class Experiment(ABC, Generic[Arguments]):
+    """The stages of one run.
+
+    Args:
+        name: One of `tasks`.
+        args: The recipe's arguments.
+        run_dir: The run directory.
+
+    Raises:
+        ValueError: an unknown task, or an unknown key in a section.
+    """
+
+    arguments: ClassVar[type[RecipeArguments]]
+    tasks: ClassVar[tuple[str, ...]]
+    configs: ClassVar[Mapping[str, type]]
+    """The sections that are trainings, and the config class of each. An empty section of `optional` is none."""
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, name: str, args: Arguments, run_dir: Path) -> None:
+        if name not in self.tasks:
+            raise ValueError(f"The task '{name}' is unknown; this experiment has {', '.join(self.tasks)}.")
+        self.name, self.args, self.run_dir = name, args, run_dir
+        # Every section is checked before the first stage starts.
+        for section in self.configs:
+            if args.section(section) or section not in self.optional:
+                self.trainer_config(section, run_dir)
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The stages in order, each with the settings its result depends on."""
+
+    def settings(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What a stage that reads these arguments depends on."""
+        args = self.args.as_dict()
+        return {"task_name": self.name, **{key: args[key] for key in keys}}
+
+    def trainer_config(self, section: str, folder: Path) -> Any:
+        """A section as its config, writing to `folder` with the run's seed."""
+        args = self.args
+        forced = {"output_dir": str(folder), "seed": args.seed, "report_to": args.report_to, "run_name": section}
+        # The library pins memory by default, which warns at every loader of a machine without a GPU, and without
+        # `use_cpu` leaves each of several processes to itself there.
+        defaults = {
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "use_cpu": PartialState().device.type == "cpu",
+        }
+        values = {**defaults, **args.section(section)}
+        return section_config(self.configs[section], section, values, **forced)
+
+
+def load_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32, in evaluation mode, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(path)
