@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_ziegler.experiments.data import load_rows
+from trl_ziegler.experiments.data import load_rows, split_configuration
 
 ROWS = [{"prompt": "a", "label": 1}, {"prompt": "b", "label": 0}]
 
@@ -52,3 +52,53 @@ def test_what_is_missing_is_named(tmp_path):
         load_rows(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(ValueError, match=r"has the splits \['train'\], not 'test'"):
         load_rows(write(tmp_path, "dict"), split="test")
+
+
+@pytest.fixture
+def two_configurations(tmp_path):
+    """A folder laid out like a dataset of the hub that has the configurations `one` and `2.0`."""
+    folder = tmp_path / "several"
+    folder.mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  data_files: first.jsonl\n- config_name: '2.0'\n"
+        "  data_files: second.jsonl\n---\n"
+    )
+    for name, row in zip(("first", "second"), ROWS, strict=True):
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_one_of_several_configurations_follows_a_colon(two_configurations):
+    assert load_rows(f"{two_configurations}:one").to_list() == ROWS[:1]
+    assert load_rows(f"{two_configurations}:2.0").to_list() == ROWS[1:]
+    with pytest.raises(ValueError, match=r"one"):  # the library names those there are
+        load_rows(str(two_configurations))
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("abisee/cnn_dailymail:3.0.0", ("abisee/cnn_dailymail", "3.0.0")),
+        ("gsm8k:main", ("gsm8k", "main")),
+        ("trl-lib/tldr", ("trl-lib/tldr", None)),
+        ("C:rows", ("C:rows", None)),
+        (r"C:\rows\mine", (r"C:\rows\mine", None)),
+        ("C:/rows/mine", ("C:/rows/mine", None)),
+        ("https://example.org/rows", ("https://example.org/rows", None)),
+        ("https://example.org:8080/rows", ("https://example.org:8080/rows", None)),
+        ("hf://datasets/a/b", ("hf://datasets/a/b", None)),
+        ("/nowhere/rows:one", ("/nowhere/rows:one", None)),
+        ("a/b:", ("a/b:", None)),
+    ],
+)
+def test_other_colons_are_left_alone(source, parts):
+    assert split_configuration(source) == parts
+
+
+def test_a_folder_with_a_colon_in_its_name_is_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows:old").mkdir()
+    (tmp_path / "rows").mkdir()
+    assert split_configuration("rows:old") == ("rows:old", None)
+    assert split_configuration("rows:new") == ("rows", "new")
+    assert split_configuration(str(tmp_path / "rows:new")) == (str(tmp_path / "rows"), "new")

@@ -43,7 +43,7 @@ class RecipeArguments:
         default=None, metadata={"help": "Start model: folder or hub id of a causal language model."}
     )
     documents: str | None = field(
-        default=None, metadata={"help": "Texts that queries are made of: file, saved dataset or hub id."}
+        default=None, metadata={"help": "Texts that queries are made of: file, saved dataset or hub id (id:config)."}
     )
     num_candidates: int = field(default=4, metadata={"help": "K, candidates per label."})
     num_labels: int = field(default=4992, metadata={"help": "Labels to train the reward model on."})

@@ -1,17 +1,21 @@
 """Loading rows from wherever they are: local files, saved datasets, hub ids, all by one argument."""
 
+import re
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+HUB_ID = re.compile(r"[\w.-]{2,}(/[\w.-]+)?")  # one letter before a colon is a drive
+CONFIGURATION = re.compile(r"[\w.+-]+")
 
 
 def load_rows(source: str, *, split: str = "train") -> Dataset:
     """Rows of a local file (json, jsonl, csv, parquet, txt, each also `.gz`), a saved dataset, or a hub id.
 
     Args:
-        source: Path or hub id.
+        source: Path or hub id. One of several configurations of a hub dataset, or of a folder laid out like one,
+            follows a colon: `abisee/cnn_dailymail:3.0.0`.
         split: Which split of a saved `DatasetDict` or hub dataset; a single file is one split whatever its name.
 
     Raises:
@@ -33,4 +37,15 @@ def load_rows(source: str, *, split: str = "train") -> Dataset:
                 raise ValueError(f"{source} has the splits {list(saved)}, not '{split}'.")
             return saved[split]
         return saved
-    return load_dataset(source, split=split)
+    name, configuration = split_configuration(source)
+    return load_dataset(name, configuration, split=split)
+
+
+def split_configuration(source: str) -> tuple[str, str | None]:
+    """`id:configuration` taken apart; the colon of anything else (a drive, a URL, a file's name) is left alone."""
+    name, _, configuration = source.rpartition(":")
+    if Path(source).exists() or not CONFIGURATION.fullmatch(configuration):
+        return source, None
+    if HUB_ID.fullmatch(name) or Path(name).is_dir():
+        return name, configuration
+    return source, None
