@@ -142,7 +142,7 @@ class SummaryArguments(RecipeArguments):
     candidate_sources: list[str] = field(
         default_factory=lambda: ["supervised"],
         metadata={
-            "help": "Who writes the candidates, in turn: supervised, zero_shot, reference; and policy in rounds."
+            "help": "Who writes candidates, in turn: supervised, zero_shot, reference (once); in later rounds policy."
         },
     )
     summary_tokens: list[int] | None = field(
@@ -176,6 +176,10 @@ class SummaryArguments(RecipeArguments):
         super().__post_init__()
         for name, known in (("starts", SUMMARIZERS), ("candidate_sources", (*SOURCES, "policy"))):
             check_choices(name, getattr(self, name), known)
+        if not set(SUMMARIZERS) & set(self.candidate_sources):
+            raise ValueError(
+                f"`candidate_sources` is {self.candidate_sources}; the first round needs 'supervised' or 'zero_shot'."
+            )
         if self.rounds < 1:
             raise ValueError(f"`rounds` is {self.rounds}; give at least 1.")
         if "policy" in self.candidate_sources and self.rounds == 1:

@@ -1,5 +1,6 @@
 """Sampling responses to lists of queries, with progress; and the candidates that labellers are shown."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -92,6 +93,16 @@ class Generator:
             trained = self.task.mask(self.task.cut(out.responses)[0])
             kl = ((out.logprobs - ref_logprobs) * trained).sum(1).cpu()
         return Responses(out.responses.cpu(), kl)
+
+
+def authors_of(record: int, sources: Sequence[str], count: int) -> list[str]:
+    """Who writes the `count` candidates of a record: the sources in turn, another one first for the next record.
+
+    A document has one reference, so what is over is shared by the models among the sources.
+    """
+    turn = [sources[(record + i) % len(sources)] for i in range(len(sources))]
+    models = [name for name in turn if name != "reference"]
+    return [*turn[:count], *(models[i % len(models)] for i in range(count - len(turn)))]
 
 
 def collect_candidates(

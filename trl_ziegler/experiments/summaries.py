@@ -35,7 +35,7 @@ from ..tasks import (
 )
 from .arguments import SUMMARIZERS, SummaryArguments, section_task
 from .experiment import Experiment, load_model
-from .generation import Generator, collect_candidates
+from .generation import Generator, authors_of, collect_candidates
 from .pipeline import Stage, read_jsonl, write_json
 from .summaries_data import Part
 from .summaries_evaluation import (
@@ -73,6 +73,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
     def __init__(self, name: str, args: SummaryArguments, run_dir: Path) -> None:
         super().__init__(name, args, run_dir)
         self.world = make_summary_world(name, args)
+        self.world.judge(args.label_noise)  # noise that this world does not know is refused here
         self.task = section_task(TASKS[name, args.layout], args.section("task"))
 
     def stages(self) -> list[Stage]:
@@ -91,19 +92,21 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def _round(self, number: int) -> list[Stage]:
         collected = ("num_labels", "num_eval_labels", "num_candidates", "candidate_sources", "normalize_to")
-        queries = ("num_policy_queries", "num_eval_queries", "num_curve_queries", "num_normalization_samples", "mode")
+        queries = ("num_policy_queries", "num_normalization_samples", "mode")
         keys = {
             "collect": (*DATA, *collected, *queries, "rounds"),
             "label": ("label_error_rate", "label_noise", "seed"),
             "reward": ("reward", "num_eval_labels", "normalize_to", "seed"),
-            "policy": ("policy", "starts", "task", "seed", "mode"),
+            "policy": ("policy", "num_curve_queries", "task", "seed", "mode"),
         }
         if self.args.mode == "direct":
             del keys["label"], keys["reward"]
-        return [
-            Stage(self.folder(step, number).name, partial(getattr(self, step), number=number), self.settings(read))
-            for step, read in keys.items()
-        ]
+        stages = []
+        for step, read in keys.items():
+            # Further starts are stages of their own, so all of a round depends on the first alone.
+            settings = {**self.settings(read), "start": self.args.starts[0]}
+            stages.append(Stage(self.folder(step, number).name, partial(getattr(self, step), number=number), settings))
+        return stages
 
     def folder(self, step: str, number: int) -> Path:
         """Where a stage's artifact of one round lies."""
@@ -114,6 +117,8 @@ class SummaryExperiment(Experiment[SummaryArguments]):
     def base(self, folder: Path) -> None:
         """Train the zero-shot model on documents with summaries as the web has them, or take a model as it is."""
         if not self.args.base:
+            if self.args.model is None:
+                raise ValueError("The section 'base' is empty, but the laptop world has no trained model; fill it.")
             write_json(folder / "start.json", {"model": self.args.model})
             return
         model, tokenizer = self.world.start_model()
@@ -169,8 +174,12 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         if self.args.mode == "direct":
             return
         count = self.args.num_labels + self.args.num_eval_labels
-        labelled = [records[i % len(records)] for i in range((number - 1) * count, number * count)]
-        rows, rejected = self._candidates(labelled, number)
+        if len(records) < number * count:
+            raise ValueError(
+                f"The documents give {len(records)} queries, {number * count} are to be labelled in {number} rounds; "
+                "give more documents or lower `num_labels` and `num_eval_labels`."
+            )
+        rows, rejected = self._candidates(records[(number - 1) * count : number * count], number)
         write_jsonl(folder / "candidates.jsonl", rows)
         write_json(folder / "metrics.json", {"rejected_share": rejected})
         write_jsonl(folder / "normalization.jsonl", self._normalization_samples(records))
@@ -276,15 +285,21 @@ class SummaryExperiment(Experiment[SummaryArguments]):
                 continue  # no line's end among the first tokens: the reference code skips such documents too
             ids = part_ids(tokenizer, f" {row['summary']}")[: self.task.response_length - 1]
             end = [] if self.bound.truncate_id is None else [self.bound.truncate_id]
+            kept: dict[str, Any] = {key: row[key] for key in ("id", "document", "title", "subreddit") if key in row}
             records.append(
                 {
-                    **{key: row[key] for key in ("id", "document", "title", "subreddit") if key in row},
+                    **kept,
                     "prompt_ids": query,
                     "context_ids": self.bound.context(query),
                     "prompt": tokenizer.decode(query),
                     "reference": row["summary"],
                     "reference_ids": ids + end,
                 }
+            )
+        if not records:
+            raise ValueError(
+                f"None of the {len(rows)} documents gives a query; where texts have lost their lines' ends, cut them "
+                "hard with --task.query_end null."
             )
         return records
 
@@ -322,19 +337,19 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         )
 
     def _candidates(self, records: list[dict[str, Any]], number: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """K candidates of each record, in turn from each source; and the share of each model's rejected draws."""
+        """K candidates of each record, see `authors_of`; and the share of each model's rejected draws."""
         sources = [name for name in self.args.candidate_sources if name != "policy" or number > 1]
-        authors = [sources[i % len(sources)] for i in range(self.args.num_candidates)]
+        authors = [authors_of(i, sources, self.args.num_candidates) for i in range(len(records))]
         found: list[list[list[int]]] = [[] for _ in records]
         rejected = {}
         for seed, name in enumerate(sources):
+            counts = [row.count(name) for row in authors]
             if name == "reference":
-                written = [[record["reference_ids"]] for record in records]
+                written = [[record["reference_ids"]] * n for record, n in zip(records, counts, strict=True)]
             else:
-                written, rejected[name] = self._model_candidates(records, name, number, authors.count(name), seed)
+                written, rejected[name] = self._model_candidates(records, counts, name, number, seed)
             for candidates, more in zip(found, written, strict=True):
                 candidates += [ids for ids in more if ids not in candidates]
-        order = [name for name in sources for _ in range(authors.count(name))]
         rows = [
             {
                 "prompt_ids": record["prompt_ids"],
@@ -342,21 +357,22 @@ class SummaryExperiment(Experiment[SummaryArguments]):
                 "reference": record["reference"],
                 "completion_ids": candidates,
                 "completions": self.world.tokenizer.batch_decode(candidates, skip_special_tokens=True),
-                "sources": order,
+                "sources": sorted(names, key=sources.index),
             }
-            for record, candidates in zip(records, found, strict=True)
+            for record, candidates, names in zip(records, found, authors, strict=True)
             if len(candidates) == self.args.num_candidates
         ]
         return rows, rejected
 
     def _model_candidates(
-        self, records: list[dict[str, Any]], name: str, number: int, count: int, seed: int
+        self, records: list[dict[str, Any]], counts: list[int], name: str, number: int, seed: int
     ) -> tuple[list[list[list[int]]], float]:
         path = self.folder("policy", number - 1) / "model" if name == "policy" else self.model_path(name)
         generator = self._generator(path, 10 * number + seed)
-        rows, rejected = collect_candidates(generator, [record["prompt_ids"] for record in records], count)
+        wanted = list(zip([record["prompt_ids"] for record in records], counts, strict=True))
+        rows, rejected = collect_candidates(generator, [query for query, n in wanted if n], max(counts))
         by_query = {tuple(row["prompt_ids"]): row["completion_ids"] for row in rows}
-        return [by_query.get(tuple(record["prompt_ids"]), []) for record in records], rejected
+        return [by_query.get(tuple(query), [])[:n] for query, n in wanted], rejected
 
     def _normalization_samples(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         records = records[: self.args.num_normalization_samples]
