@@ -198,7 +198,7 @@ RATINGS = [
     {"prompt": f" the {noun} was", "completions": [" good.", " bad.", " cold.", " not very old."], "scores": scores}
     for noun, scores in zip(
         ["cat", "dog", "house", "garden", "cat", "old dog"],
-        [[3, 1, 1, 2], [2, 2, 2, 2], [5, 5, 1, 4], [0.5, 0, 0, 0], [1, 1, 1, 1], [4, 2, 3, 1]],
+        [[3, 1, 1, 2], [2, 2, 2, 2], [5, 5, 1, 4], [0.5, 0, 0, 0], [1, 2, 1, 1], [4, 2, 3, 1]],
         strict=True,
     )
 ]
@@ -216,8 +216,8 @@ def test_held_out_ratings_are_measured_on_the_same_pairs_whatever_the_loss(rewar
     folder = reward_job("reward", script, max_steps=1, save_strategy="no", loss_type=loss_type)
     results, model = results_of(folder), load_reward_model(folder)
     assert str(results["eval_pair_accuracy"]) in capsys.readouterr().out
-    # 5, 5, 3 and 6 pairs; no pair in the second and fifth record, whose prompt the first one shares.
-    assert (results["eval_pair_accuracy_pairs"], results["eval_pair_accuracy_prompts"]) == (19, 4)
+    # 5, 0, 5, 3, 3 and 6 pairs of six records, of which the first and the fifth have the same prompt.
+    assert (results["eval_pair_accuracy_pairs"], results["eval_pair_accuracy_prompts"]) == (22, 4)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     right = 0.0
     for row in RATINGS:
@@ -226,8 +226,8 @@ def test_held_out_ratings_are_measured_on_the_same_pairs_whatever_the_loss(rewar
         for i, j in itertools.permutations(range(4), 2):
             if row["scores"][i] > row["scores"][j]:
                 right += float(rewards[i] > rewards[j])
-    assert results["eval_pair_accuracy"] == pytest.approx(right / 19)
-    assert results["eval_pair_accuracy_low"] <= right / 19 <= results["eval_pair_accuracy_high"]
+    assert results["eval_pair_accuracy"] == pytest.approx(right / 22)
+    assert results["eval_pair_accuracy_low"] <= right / 22 <= results["eval_pair_accuracy_high"]
 
 
 @pytest.mark.slow
