@@ -24,11 +24,12 @@ test-slow: $(VENV)/.installed-test
 # Every recipe end to end at a scale of seconds, offline; all are tried before the target fails.
 smoke: $(VENV)/.installed-run
 	@runs=$$(mktemp -d); failed=""; \
-	for config in recipes/configs/*/smoke.yaml; do \
+	for config in recipes/configs/*/smoke*.yaml; do \
 	    task=$$(basename "$$(dirname "$$config")"); \
-	    echo "== smoke: $$task"; \
-	    HF_HUB_OFFLINE=1 $(BIN)/accelerate launch "recipes/$$task.py" --config "$$config" --output_dir "$$runs/$$task" \
-	        || failed="$$failed $$task"; \
+	    name="$$task/$$(basename "$$config" .yaml)"; \
+	    echo "== $$name"; \
+	    HF_HUB_OFFLINE=1 $(BIN)/accelerate launch "recipes/$$task.py" --config "$$config" --output_dir "$$runs/$$name" \
+	        || failed="$$failed $$name"; \
 	done; \
 	rm -r "$$runs"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
