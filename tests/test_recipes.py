@@ -16,10 +16,11 @@ import torch
 import yaml
 from trl import ModelConfig
 
-from trl_ziegler.experiments import style
-from trl_ziegler.experiments.arguments import RecipeArguments, StyleArguments, parse_recipe_arguments, section_config
+from trl_ziegler.experiments.arguments import parse_recipe_arguments, section_config
 from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments
-from trl_ziegler.experiments.recipe import run_recipe
+from trl_ziegler.experiments.recipe import EXPERIMENTS, run_recipe
+from trl_ziegler.experiments.style import StyleExperiment
+from trl_ziegler.experiments.summaries_worlds import SummaryWorldConfig
 from trl_ziegler.experiments.worlds import WorldConfig
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.reward_trainer import BestOfKRewardConfig
@@ -27,7 +28,7 @@ from trl_ziegler.reward_trainer import BestOfKRewardConfig
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONFIGS = sorted(RECIPES.glob("configs/*/*.yaml"))
 SCRIPTS = sorted(RECIPES.glob("*.py"))
-STYLE_TASKS = ("sentiment", "descriptiveness")
+KINDS = {task: kind for kind in EXPERIMENTS for task in kind.tasks}
 # The recipes choose the device themselves; without a GPU torch says that it cannot pin memory.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
 
@@ -40,25 +41,27 @@ def smoke(task):
 
 
 def test_every_recipe_has_its_configs():
-    for task in STYLE_TASKS:
+    assert {path.parent.name for path in CONFIGS} == set(KINDS)
+    for task in KINDS:
         assert (RECIPES / f"{task}.py").is_file()
         names = {path.stem for path in CONFIGS if path.parent.name == task}
-        assert {"laptop", "gpt2-124m", "paper-774m", "smoke"} <= names
+        assert {"laptop", "local", "gpt2-124m", "paper-774m", "smoke"} <= names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_config_passes_the_real_parser_into_the_configs_of_its_stages(path, tmp_path, monkeypatch):
-    made = {}
+    kind, made = KINDS[path.parent.name], {}
 
     def remember(config_class, name, section, **forced):
         made[name] = section_config(config_class, name, section, **forced)
         return made[name]
 
-    monkeypatch.setattr(style, "section_config", remember)
-    args, name = parse_recipe_arguments(path, [])
-    experiment = style.StyleExperiment(path.parent.name, args, tmp_path)
+    monkeypatch.setattr("trl_ziegler.experiments.experiment.section_config", remember)
+    args, name = parse_recipe_arguments(kind.arguments, path, [])
+    experiment = kind(path.parent.name, args, tmp_path)
     assert name == path.stem
-    made["task"], made["world"] = experiment.task, section_config(WorldConfig, "world", args.section("world"))
+    sizes = WorldConfig if kind is StyleExperiment else SummaryWorldConfig
+    made["task"], made["world"] = experiment.task, section_config(sizes, "world", args.section("world"))
     for key, value in yaml.safe_load(path.read_text()).items():
         if isinstance(value, dict):
             read = {k: getattr(made[key], k) for k in value}
@@ -75,6 +78,11 @@ def test_no_config_sets_what_its_recipe_does_not_read(path):
         assert not {"reviews", "review_tokens", "judge_model"} & set(config)
     if "model" in config:
         assert "world" not in config
+    if "sft_learning_rates" in config:
+        assert "learning_rate" not in config["sft"]
+    policy = config["policy"]
+    assert "kl_target" in policy or "kl_horizon" not in policy
+    assert "ptx_coef" in policy or not {"ptx_length", "ptx_batch_size"} & set(policy)
 
 
 # ---- The command line -----------------------------------------------------------------------------------------------
@@ -95,13 +103,11 @@ def test_help_lists_every_argument(script, monkeypatch, capsys):
         run_script(script, ["--help"], monkeypatch)
     assert end.value.code == 0
     listed = set(re.findall(r"--(\w+)", capsys.readouterr().out))
-    expected = {
-        item.name for config in own.get(script.stem, (RecipeArguments,)) for item in fields(config) if item.init
-    }
-    assert expected <= listed
+    classes = own[script.stem] if script.stem in own else (KINDS[script.stem].arguments,)
+    assert {item.name for config in classes for item in fields(config) if item.init} <= listed
 
 
-@pytest.mark.parametrize("task", STYLE_TASKS)
+@pytest.mark.parametrize("task", KINDS)
 def test_a_recipe_without_config_takes_its_own_laptop_yaml_wherever_it_is_started(task, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("trl_ziegler.experiments.recipe.run_recipe", lambda *arguments: started.append(arguments))
@@ -110,7 +116,7 @@ def test_a_recipe_without_config_takes_its_own_laptop_yaml_wherever_it_is_starte
     [(name, default_config)] = started
     assert name == task
     assert default_config.resolve() == (RECIPES / "configs" / task / "laptop.yaml").resolve()
-    args, config_name = parse_recipe_arguments(default_config, [])
+    args, config_name = parse_recipe_arguments(KINDS[task].arguments, default_config, [])
     assert (config_name, args.model, args.documents) == ("laptop", None, None)
 
 
@@ -151,6 +157,30 @@ def test_paths_in_a_recipes_usage_exist(script):
 def test_a_wrong_argument_is_named_before_any_stage_runs(tmp_path, argv, message):
     with pytest.raises(ValueError, match=message):
         run_recipe("sentiment", smoke("sentiment"), ["--output_dir", str(tmp_path / "run"), *argv])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--base.packin", "true"], "Unknown key 'packin' in the section 'base'; did you mean 'packing'"),
+        (["--world.passages", "1"], "Unknown key 'passages' in the section 'world'"),
+        (["--classifier.max_steps", "1"], "--classifier.max_steps"),
+        (["--frontier_queries", "1"], "--frontier_queries"),
+        (["--starts", "reference"], r"`starts` is \['reference'\]; give one or more of supervised, zero_shot"),
+        (["--starts", "zero_shot", "zero_shot"], "`starts` is .* each once"),
+        (["--candidate_sources", "reference"], r"`candidate_sources` is \['reference'\]; the first round needs"),
+        (["--candidate_sources", "supervised", "policy"], "`candidate_sources` has 'policy', .* raise `rounds`"),
+        (["--rounds", "0"], "`rounds` is 0; give at least 1"),
+        (["--summary_tokens", "24"], r"`summary_tokens` is \[24\]; give the fewest and the most"),
+        (["--model", "m", "--documents", "d", "--label_noise", "0.1"], "`label_noise` is 0.1, but only the laptop"),
+        (["--model", "m"], "`model` and `documents` go together"),
+    ],
+)
+@pytest.mark.parametrize("task", ["tldr", "cnndm"])
+def test_a_wrong_argument_of_a_summarization_is_named_before_any_stage_runs(tmp_path, task, argv, message):
+    with pytest.raises(ValueError, match=message):
+        run_recipe(task, smoke(task), ["--output_dir", str(tmp_path / "run"), *argv])
     assert not (tmp_path / "run").exists()
 
 
