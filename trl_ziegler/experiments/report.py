@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ from .report_plots import Plot, frontier_plot, policy_plots, reward_plots
 from .report_summaries import copied_share_plot, copy_positions_plot, training_plots
 
 SAMPLE_ROWS = 25
+FIGURES_OF_SUMMARIES = {
+    "rouge": ("rouge1", "rouge2", "rougeL", "mean"),
+    "copying": ("copied_share", "longest_run", "starts_with_first", "invented_facts"),
+}
+"""What the table of models shows of `metrics.Rouge` and `metrics.Copying`; the rest is in metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ def _frontier_headline(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:
     """The lines of the headline table that `metrics` has the numbers for, in the order of interest."""
-    figures = [_win_rate(name, entry) for name, entry in metrics.get("win_rate", {}).items()]
+    at_equal_length = metrics.get("win_rate_at_equal_length", {})
+    figures = [
+        _win_rate(name, entry, at_equal_length.get(name)) for name, entry in metrics.get("win_rate", {}).items()
+    ]
     if metrics.get("kl") is not None:
         figures.append(_kl(metrics["kl"], metrics.get("kl_target")))
     if "frontier" in metrics:
@@ -130,11 +138,15 @@ def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:
     for key, name in (("reward_model", "Reward-model accuracy"), ("classifier", "Classifier accuracy")):
         if key in metrics:
             figures.append(_accuracy(name, metrics[key]))
+    for predictor, entry in metrics.get("predictors", {}).items():
+        figures.append(replace(_accuracy(f"Labels guessed by {predictor}", entry), look_for="below the reward model"))
     return figures
 
 
-def _win_rate(baseline: str, entry: Mapping[str, Any]) -> Figure:
+def _win_rate(baseline: str, entry: Mapping[str, Any], at_equal_length: Mapping[str, Any] | None) -> Figure:
     note = f"95% interval {number(entry.get('low'))} to {number(entry.get('high'))}, n = {entry.get('n', '–')} queries"
+    if at_equal_length is not None:
+        note += f"; {number(at_equal_length['value'])} at equal lengths"
     return Figure(f"Win rate against {baseline}", number(entry["value"]), note, "above 0.5 with its whole interval")
 
 
@@ -178,19 +190,21 @@ def model_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
         },
         "length (tokens)": metrics.get("length", {}),
     }
-    for group in ("rouge", "copying"):
+    for group, keys in FIGURES_OF_SUMMARIES.items():
         by_model = metrics.get(group, {})
-        # Lists are for the pictures, texts say how a figure was made.
-        keys = dict.fromkeys(
-            key for entry in by_model.values() for key, value in entry.items() if isinstance(value, (int, float))
-        )
+        known = [key for key in keys if any(key in entry for entry in by_model.values())]
         columns |= {
-            key.replace("_", " "): {model: entry.get(key) for model, entry in by_model.items()} for key in keys
+            heading(group, key): {model: entry.get(key) for model, entry in by_model.items()} for key in known
         }
     columns = {heading: values for heading, values in columns.items() if values}
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     rows = [[name, *(number(values.get(name)) for values in columns.values())] for name in names]
     return {"columns": list(columns), "rows": rows}
+
+
+def heading(group: str, key: str) -> str:
+    """A figure's column heading; "mean" alone would not say of what."""
+    return f"{group} {key}" if key == "mean" else key.replace("_", " ")
 
 
 def stage_shares(metrics: Mapping[str, Any]) -> list[tuple[str, float, float]]:
