@@ -190,7 +190,7 @@ class StyleExperiment(Experiment[StyleArguments]):
         config = self.trainer_config("policy", folder)
         config.reward_weights = weights
         rows = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")[: self.args.num_policy_queries]
-        aliases = {function_name(rewards[-1]): "score/true"}
+        aliases = {"score/true": function_name(rewards[-1])}
         train_policy(folder, config, self.start_path(), rows, rewards, self.task, aliases=aliases)
 
     def evaluate(self, folder: Path) -> None:

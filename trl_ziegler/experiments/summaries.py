@@ -216,7 +216,8 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         """PPO from a start model; in later rounds from the last round's policy, still near the start model."""
         first = start or self.args.starts[0]
         judge = self.world.judge()
-        functions: tuple[RewardFunction, ...] = (judge, ReferenceOverlap(), CopiedShare())
+        # The judge comes last, and takes its own place where ROUGE is the judge.
+        functions: tuple[RewardFunction, ...] = (ReferenceOverlap(), CopiedShare(), judge)
         named = {function_name(function): function for function in functions}
         optimized = judge if self.args.mode == "direct" else self.reward_model(number)
         logged = [function for function in named.values() if function is not optimized]
@@ -234,7 +235,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             reference=self.model_path(first) if continued else None,
             eval_rows=read_jsonl(collected / "eval_queries.jsonl")[: self.args.num_curve_queries],
             pretraining=self._pretraining() if config.ptx_coef else None,
-            aliases={function_name(judge): "score/true", "copied_share": "copied_share", "rouge_mean": "rouge_mean"},
+            aliases={"score/true": function_name(judge), "copied_share": "copied_share", "rouge_mean": "rouge_mean"},
         )
 
     def evaluate(self, folder: Path) -> None:

@@ -101,8 +101,8 @@ def train_policy(
         reference: Folder of rho, where it is not the start model.
         eval_rows: Held-out rows for the config's `eval_strategy`.
         pretraining: Documents of PPO-ptx.
-        aliases: Name of a reward function to the key under which the log also has its score, so that reports need
-            not know who the judge was.
+        aliases: Further keys of the log to the names of the reward functions whose scores they hold, so that reports
+            need not know who the judge was.
     """
     trainer = ZieglerPPOTrainer(
         args=config,
@@ -131,7 +131,7 @@ def with_aliases(row: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, A
     """A row of the log, with the scores of some reward functions under further keys, also those of evaluations."""
     found = {
         f"{prefix}{key}": row[f"{prefix}rewards/{name}"]
-        for name, key in aliases.items()
+        for key, name in aliases.items()
         for prefix in ("", "eval_")
         if f"{prefix}rewards/{name}" in row
     }
