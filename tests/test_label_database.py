@@ -95,6 +95,7 @@ class TestOpening:
         ("location", "error", "message"),
         [
             ("nowhere/labels.db", ValueError, "has no folder to lie in; make .*nowhere or correct the path"),
+            (":memory:", ValueError, "would vanish with its process; give the path of a file"),
             ("sqlite://", ValueError, "would vanish with its process; give the path of a file"),
             ("mysql://host/db", ValueError, "is on mysql; give the path of an SQLite file or postgresql://"),
             ("://", ValueError, "location is not a URL"),

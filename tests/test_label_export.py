@@ -142,7 +142,7 @@ class TestJsonLines:
                 "line 2: an answer is .* it needs `labeller`, `kind` and `created_at`",
             ),
             ({"answers": [{"kind": "label", "label": 4}]}, "line 2: label=4 points at no completion"),
-            ({"answers": [{"kind": "skip"}]}, "line 2: reason=None explains nothing; a skip needs"),
+            ({"answers": [{"kind": "skip"}]}, "line 2: reason=None says nothing; give the reason of a skip"),
             ({"answers": [{"kind": "guess"}]}, "line 2: kind='guess' is unknown; it is 'label', 'skip' or 'flag'"),
             ({"answers": [{"label": 0, "seconds": -1}]}, "line 2: seconds=-1 is no duration"),
             ({"answers": [{"label": 0, "labeller": " "}]}, "line 2: labeller=' ' is no name"),

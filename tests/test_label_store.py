@@ -1,7 +1,7 @@
 """The label store's rules, on SQLite and PostgreSQL alike: who gets what, what counts, what can be undone."""
 
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from label_records import answer_all, records
@@ -71,6 +71,8 @@ class TestLeases:
             assert store.take("ann").expires_at == clock() + timedelta(seconds=30)
         with pytest.raises(ValueError, match="lease=0:00:00 ends before it begins"):
             LabelStore(location, lease=timedelta(0))
+        with pytest.raises(ValueError, match="tells a time without its zone; give one in UTC"):
+            LabelStore(location, clock=datetime.now)
 
 
 class TestAnswers:
@@ -138,7 +140,7 @@ class TestAnswers:
     @pytest.mark.parametrize("act", ["skip", "flag"])
     @pytest.mark.parametrize("reason", ["", "  \n", None, 3])
     def test_skips_and_flags_need_a_reason(self, store, work, act, reason):
-        with pytest.raises(ValueError, match=f"explains nothing; a {act} needs a reason in words"):
+        with pytest.raises(ValueError, match=f"says nothing; give the reason of a {act} in words"):
             getattr(store, act)("ann", work.comparison.id, reason, seconds=1)
 
 
@@ -207,8 +209,8 @@ class TestFlags:
             ({"flag_id": 1}, "flag_id=1 is no flag that stands"),  # bob's label
             ({"flag_id": "1"}, "`flag_id` is '1'"),
             ({"keep": "no"}, "keep='no' decides nothing"),
-            ({"author": ""}, "a decision by its author needs a reason"),
-            ({"reason": " "}, "a decision needs a reason"),
+            ({"author": ""}, "author='' says nothing; give the author of a decision"),
+            ({"reason": " "}, "reason=' ' says nothing; give the reason of a decision"),
         ],
     )
     def test_wrong_decisions_are_named(self, store, flag, changes, message):
@@ -359,12 +361,12 @@ class TestTheCord:
 
     def test_wrong_words_are_named(self, store):
         store.add_labeller("ann")
-        with pytest.raises(ValueError, match="a request to stop needs a reason"):
+        with pytest.raises(ValueError, match="give the reason of a request to stop in words"):
             store.request_stop("ann", "")
         with pytest.raises(ValueError, match="labeller='eve' is not known"):
             store.request_stop("eve", "wrong")
         request = store.request_stop("ann", "wrong")
-        with pytest.raises(ValueError, match="a clearance needs a reason"):
+        with pytest.raises(ValueError, match="give the reason of a clearance in words"):
             store.clear_stop(request.id, author="r", reason="")
         store.clear_stop(request.id, author="r", reason="done")
         with pytest.raises(ValueError, match=f"request_id={request.id} is no standing request"):

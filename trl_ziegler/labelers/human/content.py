@@ -100,11 +100,11 @@ def check_name(name: Any) -> None:
         )
 
 
-def check_reason(reason: Any, act: str) -> None:
-    """Refuse an act without a word why."""
-    if not isinstance(reason, str) or not reason.strip():
-        raise ValueError(f"reason={_shown(reason)} explains nothing; {act} needs a reason in words.")
-    _check_unicode(reason, "`reason`", act)
+def check_words(words: Any, field: str, act: str) -> None:
+    """Refuse an act without a word why, or without a name."""
+    if not isinstance(words, str) or not words.strip():
+        raise ValueError(f"{field}={_shown(words)} says nothing; give the {field} of {act} in words.")
+    _check_unicode(words, f"`{field}`", act)
 
 
 def check_seconds(seconds: Any) -> None:

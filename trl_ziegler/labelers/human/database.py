@@ -72,6 +72,8 @@ def lock_exclusively(connection: Connection) -> None:
 def _url(location: str | os.PathLike) -> URL:
     if isinstance(location, str) and "://" in location:
         return _checked_url(location)
+    if str(location) == ":memory:":
+        raise ValueError("A label store in memory would vanish with its process; give the path of a file.")
     path = Path(location).absolute()
     if not path.parent.is_dir():
         raise ValueError(f"The label store {path} has no folder to lie in; make {path.parent} or correct the path.")
@@ -89,7 +91,7 @@ def _checked_url(location: str) -> URL:
     if backend == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError(f"The label store {url} would vanish with its process; give the path of a file.")
     if backend == "sqlite":
-        return url
+        return url.set(drivername="sqlite")
     if backend not in ("postgresql", "postgres"):
         raise ValueError(f"The label store {url} is on {backend}; give the path of an SQLite file or postgresql://...")
     return url.set(drivername="postgresql+psycopg")

@@ -28,7 +28,7 @@ from ..._files import write_jsonl
 from ...openai_labels import OPENAI_PAD_TOKEN_ID, load_openai_labels, save_openai_labels
 from ...preference_data import tokenize_prompt_completion
 from . import summaries
-from .content import OWN_COLUMNS, check_index, check_name, check_reason, check_seconds, comparison_values
+from .content import OWN_COLUMNS, check_index, check_name, check_seconds, check_words, comparison_values
 from .merge import PastAnswer, PastDecision, merge_answers
 from .schema import Answer, Comparison, Decision, Retraction
 from .steps import insert_comparisons
@@ -148,7 +148,7 @@ def _past_answer(answer: Any, row: Mapping[str, Any], where: str) -> PastAnswer:
         if kind == "label":
             check_index(label, len(row["completions"]), "label")
         elif kind in ("skip", "flag"):
-            check_reason(reason, f"a {kind}")
+            check_words(reason, "reason", f"a {kind}")
         else:
             raise ValueError(f"kind={kind!r} is unknown; it is 'label', 'skip' or 'flag'.")
         if seconds is not None:
@@ -169,8 +169,8 @@ def _past_answer(answer: Any, row: Mapping[str, Any], where: str) -> PastAnswer:
 
 
 def _past_decision(word: Mapping[str, Any]) -> PastDecision:
-    check_reason(word.get("author"), "a decision by its author")
-    check_reason(word.get("reason"), "a decision")
+    check_words(word.get("author"), "author", "a decision")
+    check_words(word.get("reason"), "reason", "a decision")
     if not isinstance(word.get("keep"), bool):
         raise ValueError(f"keep={word.get('keep')!r} is no decision; give true or false.")
     return PastDecision(word["keep"], word["author"], word["reason"], _time(word.get("created_at"), "created_at"))

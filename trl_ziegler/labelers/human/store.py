@@ -17,8 +17,8 @@ from .content import (
     check_count,
     check_index,
     check_name,
-    check_reason,
     check_seconds,
+    check_words,
     comparison_values,
     display_order,
 )
@@ -69,7 +69,7 @@ class LabelStore:
         clock (`Callable[[], datetime]`, *optional*): the time, with its zone; by default the machine's.
 
     Raises:
-        ValueError: a location that cannot be a store, or a store of another schema version.
+        ValueError: a location that cannot be a store, a store of another schema version, or a clock without time zone.
         ConnectionError: a server that does not answer.
 
     Example:
@@ -95,6 +95,8 @@ class LabelStore:
     ):
         if lease <= timedelta(0):
             raise ValueError(f"lease={lease} ends before it begins; give a positive time.")
+        if clock().tzinfo is None:
+            raise ValueError(f"clock={clock!r} tells a time without its zone; give one in UTC.")
         self.lease = lease
         self.clock = clock
         self._engine = open_engine(location, clock)
@@ -244,12 +246,12 @@ class LabelStore:
 
     def skip(self, labeller: str, comparison_id: str, reason: str, *, seconds: float) -> Answer:
         """Store that `labeller` cannot say; the comparison goes to somebody else. Errors as in `answer`."""
-        check_reason(reason, "a skip")
+        check_words(reason, "reason", "a skip")
         return self._answer(labeller, comparison_id, "skip", seconds, reason=reason)
 
     def flag(self, labeller: str, comparison_id: str, reason: str, *, seconds: float) -> Answer:
         """Store that the comparison is faulty; it leaves the pool until `decide`. Errors as in `answer`."""
-        check_reason(reason, "a flag")
+        check_words(reason, "reason", "a flag")
         return self._answer(labeller, comparison_id, "flag", seconds, reason=reason)
 
     def _answer(
@@ -314,8 +316,8 @@ class LabelStore:
 
     def decide(self, flag_id: int, *, keep: bool, author: str, reason: str) -> Decision:
         """Put a flagged comparison back into the pool (`keep`) or leave it out for good; the last decision counts."""
-        check_reason(author, "a decision by its author")
-        check_reason(reason, "a decision")
+        check_words(author, "author", "a decision")
+        check_words(reason, "reason", "a decision")
         check_count(flag_id, "flag_id", "A decision", least=1)
         if not isinstance(keep, bool):
             raise ValueError(f"keep={keep!r} decides nothing; give True or False.")
@@ -331,7 +333,7 @@ class LabelStore:
 
     def request_stop(self, labeller: str, reason: str) -> StopRequest:
         """Pull the cord: something is wrong, and training runs that poll `stop_requested` should stop."""
-        check_reason(reason, "a request to stop")
+        check_words(reason, "reason", "a request to stop")
         with self.writing() as session:
             lock_labeller(session, labeller)
             request = StopRequest(labeller=labeller, reason=reason, created_at=self.clock())
@@ -345,8 +347,8 @@ class LabelStore:
 
     def clear_stop(self, request_id: int, *, author: str, reason: str) -> StopClearance:
         """Settle one request to stop; others stand until they are cleared too."""
-        check_reason(author, "a clearance by its author")
-        check_reason(reason, "a clearance")
+        check_words(author, "author", "a clearance")
+        check_words(reason, "reason", "a clearance")
         check_count(request_id, "request_id", "A clearance", least=1)
         with self.writing(alone=True) as session:
             if session.scalars(queries.standing_stops().where(StopRequest.id == request_id)).first() is None:
