@@ -364,3 +364,25 @@ def test_ones_own_model_documents_and_reviews(tmp_path, tokenizer, make_causal_l
     assert len(prompts) == 8
     assert all(prompt.startswith(" the ") and prompt.endswith(" and.") for prompt in prompts)
     assert lines[-1] == f"Report: {folder / 'report.html'}"
+
+
+@pytest.mark.slow
+def test_a_summarization_leaves_the_promised_names_and_is_not_run_again(tmp_path):
+    lines = run("tldr", tmp_path)
+    stages = {"base", "sft", "collect", "label", "reward", "policy", "policy_zero_shot", "evaluate"}
+    assert finished_stages(tmp_path) == stages
+    assert lines[-1] == f"Report: {tmp_path / 'report.html'}"
+    metrics = metrics_of(tmp_path)
+    assert (metrics["task"], metrics["config"], metrics["kl_target"]) == ("tldr", "smoke", None)
+    models = {"zero_shot", "supervised", "few_shot", "policy", "rl_zero_shot", "best_of_n", "lead_3", "reference"}
+    for group in ("true_score", "score", "length", "rouge", "copying"):
+        assert set(metrics[group]) == models
+    for group in ("win_rate", "win_rate_at_equal_length"):
+        assert set(metrics[group]) == models - {"policy"}
+        assert metrics[group]["supervised"]["n"] == 32
+    assert {"rouge1", "rouge2", "rougeL"} <= set(metrics["rouge"]["policy"])
+    assert {"copied_share", "invented_facts", "novel_ngrams"} <= set(metrics["copying"]["policy"])
+    assert set(metrics["predictors"]) == {"rouge", "longest", "shortest"}
+    assert metrics["reward_model"]["chance"] == 0.25
+    assert set(metrics["stage_seconds"]) == stages
+    assert not [line for line in run("tldr", tmp_path) if line.startswith("[")]
