@@ -48,15 +48,14 @@ PINNED = {
         "signed up for a law class and failed the music exam after a long talk. Nobody here likes law. "
         "Nobody here likes music. Irene stopped working as a teacher two days ago.\nHow would you handle "
         "this?",
-        "My roommate takes law lessons and did not pass music. Irene lost the job as a teacher.",
+        "My roommate takes law lessons and did not pass music. Irene stopped working as a teacher two days ago.",
     ),
     "news": (
-        "The brewery signed a deal with Berlin. Berlin is an important partner. In Paris, the airline sent a "
-        "team to Cairo.\n"
-        "Officials said that the brewery took the school to trial. A lawyer of the school was surprised. The "
-        "brewery stopped the sale of toys.\n"
-        "Families buy a lot of toys. Most shops were shut at that time. The next meeting is in Paris.",
-        "The brewery shook hands with Berlin.\nBrewery is at law with the school and forbids toys.",
+        "The brewery signed a deal with Berlin. Berlin is an important partner. In Paris, the airline "
+        "sent a team to Cairo.\nOfficials said that the brewery took the school to trial. A lawyer of the "
+        "school was surprised. The brewery stopped the sale of toys.\nFamilies buy a lot of toys. Most "
+        "shops were shut at that time. The next meeting is in Paris.",
+        "Berlin deal for the brewery.\nBrewery is at law with the school and forbids toys.",
     ),
 }
 

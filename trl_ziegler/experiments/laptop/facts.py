@@ -141,9 +141,9 @@ institutions | the {o} did not reply; a lawyer of the {o} was surprised
 shows | tickets for the {o} were sold out; the {o} is held every year
 """
 REMARK = 1.0  # chance of a remark after a main fact
-OPENER, TAIL, JOINED = 0.3, 0.4, 0.25  # chances in a document's sentence; a tail where there is no opener
+OPENER, TAIL, JOINED = 0.3, 0.4, 0.4  # chances in a document's sentence; a tail where there is no opener
 KEPT, MINOR = 0.9, 0.2  # chances that a summary states a main fact, and one that is not
-COPIED, SHORT, LINKED, HEADLINE = 0.15, 0.7, 0.35, 0.4  # chances in a summary's sentence
+COPIED, LINKED, HEADLINE = 0.3, 0.2, 0.4  # chances in a summary's sentence
 SUMMARY_TOKENS = range(8, 25)
 
 
@@ -297,7 +297,7 @@ def fill(rng: random.Random, domain: Domain, template: str) -> str:
 
 
 def summarize(rng: random.Random, domain: Domain, told: list[Told]) -> list[str]:
-    """The sentences of a reference summary of 8 to 24 tokens: most main facts, at times a minor one, mostly in brief.
+    """The sentences of a reference summary of 8 to 24 tokens: most main facts, at times a minor one, in brief.
 
     Some authors copy a sentence of their document. Everything a reference states is true.
     """
@@ -334,7 +334,7 @@ def linked(rng: random.Random, facts: list[Fact]) -> list[list[Fact]]:
 
 
 def brief(rng: random.Random, domain: Domain, facts: list[Fact]) -> str:
-    """A summary's sentence: one clause, or one and a predicate, in forms that are mostly not the document's."""
+    """A summary's sentence: one clause, or one and a predicate, in forms that are never the document's."""
     first, *rest = facts
     clauses = [domain.say(first, form_of(rng, domain, first, clause=not rest), headline=rng.random() < HEADLINE)]
     clauses += [form_of(rng, domain, fact, clause=False).format(o=fact.object) for fact in rest]
@@ -343,9 +343,7 @@ def brief(rng: random.Random, domain: Domain, facts: list[Fact]) -> str:
 
 def form_of(rng: random.Random, domain: Domain, fact: Fact, clause: bool) -> str:
     """A form for a summary; without `clause` a predicate."""
-    relation = domain.relation(fact)
-    forms = relation.short if rng.random() < SHORT else relation.told
-    return rng.choice([form for form in forms if clause or "{s}" not in form])
+    return rng.choice([form for form in domain.relation(fact).short if clause or "{s}" not in form])
 
 
 def source(told: list[Told], fact: Fact) -> str:

@@ -55,7 +55,7 @@ def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     An article of 36 to 75 tokens opens with its first main fact, at times two in that sentence; facts, details and
     quotes follow, two or three sentences to a line. Its main facts are those about the subject of its first sentence
     (see `summary_truth.main_facts`). The highlights, 8 to 24 tokens, stand on a line each and state most of the main
-    facts, mostly in shorter forms than the article's, and nothing that the article does not state. Neither ends with
+    facts, in shorter forms than the article's, and nothing that the article does not state. Neither ends with
     a newline: "\\n\\nTL;DR:" may follow the article. Each fact, a combination of subject, relation and object,
     occurs in one split only.
 
