@@ -7,7 +7,16 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from trl_ziegler.labelers import Labeler, ScoreFunction, ScoreLabeler, SentimentScorer, VividnessScorer
+from trl_ziegler.labelers import (
+    CopiedShare,
+    Labeler,
+    ReferenceOverlap,
+    ScoreFunction,
+    ScoreLabeler,
+    SentimentScorer,
+    VividnessScorer,
+)
+from trl_ziegler.metrics import Copying, Rouge
 
 TEXTS = [
     " the cat was very good.",
@@ -103,6 +112,91 @@ class TestScoreLabeler:
             ScoreLabeler(numbers).label(["p", "q"], [["1", "2"]] * 2, facts=[1])
         with pytest.raises(ValueError, match="returned 1 scores for 2 completions"):
             ScoreLabeler(lambda prompts, completions: [0.0]).label(["p"], [["1", "2"]])
+
+
+class TestRanking:
+    def test_is_from_the_best_to_the_worst_for_any_number_of_candidates(self):
+        completions = [["1", "3", "2"], ["0.5", "-1"], ["-3", "-2", "-1", "-4"]]
+        rankings = ScoreLabeler(numbers).rank(["p", "q", "r"], completions)
+        assert rankings == [[1, 2, 0], [0, 1], [2, 1, 0, 3]]
+
+    def test_equal_scores_keep_their_order(self):
+        assert ScoreLabeler(numbers).rank(["p"], [["1", "2", "1", "2"]]) == [[1, 3, 0, 2]]
+
+    @pytest.mark.parametrize("noise", [{}, {"error_rate": 0.5}, {"boltzmann_temperature": 2.0}])
+    def test_begins_with_the_label(self, noise):
+        labeler, prompts, completions = (
+            ScoreLabeler(numbers, **noise),
+            [str(i) for i in range(200)],
+            [list("2013")] * 200,
+        )
+        rankings = labeler.rank(prompts, completions)
+        assert [order[0] for order in rankings] == labeler.label(prompts, completions)
+        assert all(sorted(order) == [0, 1, 2, 3] for order in rankings)
+        assert (len({tuple(order) for order in rankings}) > 3) == bool(noise)
+
+    def test_a_slip_exchanges_the_best_with_the_one_taken_for_it(self):
+        rankings = ScoreLabeler(numbers, error_rate=1.0).rank([str(i) for i in range(3000)], [["0", "5", "1"]] * 3000)
+        counts = Counter(map(tuple, rankings))
+        assert set(counts) == {(2, 1, 0), (0, 2, 1)}  # from 1, 2, 0: the first with the second, or with the last
+        assert counts[2, 1, 0] / 3000 == pytest.approx(0.5, abs=0.03)
+
+    def test_error_rate_is_the_share_of_slips(self):
+        rankings = ScoreLabeler(numbers, error_rate=0.3).rank([str(i) for i in range(4000)], [list("0512")] * 4000)
+        assert sum(order != [1, 3, 2, 0] for order in rankings) / 4000 == pytest.approx(0.3, abs=0.025)
+
+    def test_boltzmann_rankings_have_the_stated_odds(self):
+        # weights 3 : 1 : 2, so the order 0, 2, 1 has 3/6 * 2/3, and so on (Plackett-Luce)
+        scores = [str(math.log(weight)) for weight in (3, 1, 2)]
+        labeler = ScoreLabeler(numbers, boltzmann_temperature=1.0)
+        counts = Counter(map(tuple, labeler.rank([str(i) for i in range(6000)], [scores] * 6000)))
+        odds = {
+            (0, 2, 1): 1 / 3,
+            (0, 1, 2): 1 / 6,
+            (2, 0, 1): 1 / 4,
+            (2, 1, 0): 1 / 12,
+            (1, 0, 2): 1 / 10,
+            (1, 2, 0): 1 / 15,
+        }
+        assert {order: counts[order] / 6000 for order in odds} == pytest.approx(odds, abs=0.02)
+
+    def test_columns_reach_the_score_and_what_label_refuses_is_refused(self):
+        def score(prompts, completions, facts):
+            return [float(completion) * fact for completion, fact in zip(completions, facts, strict=True)]
+
+        assert ScoreLabeler(score).rank(["p", "q"], [["1", "2"]] * 2, facts=[1, -1]) == [[1, 0], [0, 1]]
+        with pytest.raises(ValueError, match=r"completions\[0\]=\['3'\].*at least 2"):
+            ScoreLabeler(numbers).rank(["p"], [["3"]])
+
+
+class TestOverlap:
+    SUMMARIES = ("The cat sat on it.", "She left! We saw the dog.", "", "Été 12")
+    PROMPTS = ("We ran. The cat sat on it. She left!", "We saw the dog. He ran.", "Nothing.", "Été 12 again.")
+    REFERENCES = ("the cat ran", "We saw the dog.", "a dog", "12 dogs")
+
+    def test_reference_overlap_is_the_mean_of_rouge(self):
+        scores = ReferenceOverlap()(list(self.PROMPTS), list(self.SUMMARIES), reference=list(self.REFERENCES))
+        result = Rouge().compute(predictions=self.SUMMARIES, references=self.REFERENCES, per_example=True)
+        assert scores == [row["mean"] for row in result["per_example"]]
+        assert scores[0] == pytest.approx((0.5 + 1 / 3 + 0.5) / 3)  # 2 of 5 and 3 words, 1 of 4 and 2 pairs
+
+    def test_copied_share_of_each_is_that_of_copying(self):
+        scores = CopiedShare()(list(self.PROMPTS), list(self.SUMMARIES), reference=list(self.REFERENCES))
+        for score, summary, prompt in zip(scores, self.SUMMARIES, self.PROMPTS, strict=True):
+            assert score == Copying().compute(predictions=[summary], sources=[prompt])["copied_share"]
+        assert scores == [1.0, 0.5, None, 1.0]
+
+    def test_they_read_chat_messages_and_know_their_names(self):
+        chat = [{"role": "assistant", "content": "the cat ran"}]
+        assert ReferenceOverlap()([chat], [chat], reference=["the cat ran"]) == [1.0]
+        assert CopiedShare()([chat], [chat]) == [1.0]
+        assert (ReferenceOverlap().__name__, CopiedShare().__name__) == ("rouge_mean", "copied_share")
+
+    def test_overlap_serves_as_a_labeller_with_its_column(self):
+        labels = ScoreLabeler(ReferenceOverlap()).label(
+            ["p", "q"], [["a cat", "a dog"]] * 2, reference=["a dog", "a cat"]
+        )
+        assert labels == [1, 0]
 
 
 class TestSentimentScorer:
