@@ -189,7 +189,8 @@ class TestOverlap:
     def test_they_read_chat_messages_and_know_their_names(self):
         chat = [{"role": "assistant", "content": "the cat ran"}]
         assert ReferenceOverlap()([chat], [chat], reference=["the cat ran"]) == [1.0]
-        assert CopiedShare()([chat], [chat]) == [1.0]
+        source = [{"role": "user", "content": "the cat"}, {"role": "user", "content": "ran away"}]
+        assert CopiedShare()([source], [chat]) == [1.0]
         assert (ReferenceOverlap().__name__, CopiedShare().__name__) == ("rouge_mean", "copied_share")
 
     def test_overlap_serves_as_a_labeller_with_its_column(self):
