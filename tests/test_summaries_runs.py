@@ -10,6 +10,7 @@ from trl_ziegler._files import write_jsonl
 from trl_ziegler.experiments import summaries
 from trl_ziegler.experiments.pipeline import read_jsonl, run_stages, write_json
 from trl_ziegler.experiments.summaries import SummaryExperiment
+from trl_ziegler.experiments.summaries_records import supervised_rows
 from trl_ziegler.labelers import CopiedShare, ReferenceOverlap
 from trl_ziegler.reward_wrapper import function_name
 
@@ -62,8 +63,17 @@ def test_a_sweep_keeps_the_model_of_the_lowest_held_out_loss(
     assert json.loads((experiment.run_dir / "metrics.json").read_text()) == {"eval_loss": tried}
 
 
+def test_a_supervised_training_that_diverged_stops_the_run(make_experiment, own_files, rows_of, held_out_losses):
+    held_out_losses[1e-4] = float("nan")
+    experiment = make_experiment(**own_files(rows_of(60)), sft={"learning_rate": 1e-4, **TRAINING}, num_eval_queries=8)
+    (experiment.run_dir / "base").mkdir(parents=True)
+    experiment.base(experiment.run_dir / "base")
+    with pytest.raises(RuntimeError, match="learning rate 0.0001 ended with a held-out loss of nan; lower `sft"):
+        experiment.sft(experiment.run_dir)
+
+
 def test_supervised_rows_are_trained_on_the_reference_alone():
-    rows = SummaryExperiment._supervised_rows([{"context_ids": [5, 6, 7], "reference_ids": [8, 9]}])
+    rows = supervised_rows([{"context_ids": [5, 6, 7], "reference_ids": [8, 9]}])
     assert rows.to_list() == [{"input_ids": [5, 6, 7, 8, 9], "completion_mask": [0, 0, 0, 1, 1]}]
 
 

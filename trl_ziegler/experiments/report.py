@@ -193,9 +193,7 @@ def model_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     for group, keys in FIGURES_OF_SUMMARIES.items():
         by_model = metrics.get(group, {})
         known = [key for key in keys if any(key in entry for entry in by_model.values())]
-        columns |= {
-            heading(group, key): {model: entry.get(key) for model, entry in by_model.items()} for key in known
-        }
+        columns |= {heading(group, key): {model: entry.get(key) for model, entry in by_model.items()} for key in known}
     columns = {heading: values for heading, values in columns.items() if values}
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     rows = [[name, *(number(values.get(name)) for values in columns.values())] for name in names]

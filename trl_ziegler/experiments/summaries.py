@@ -5,12 +5,12 @@ several rounds (Stiennon et al. 2020, section 3.1) the folders of all but the la
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -30,8 +30,6 @@ from ..tasks import (
     TLDR,
     BoundTask,
     part_ids,
-    stiennon_article_query,
-    stiennon_query,
 )
 from .arguments import SUMMARIZERS, SummaryArguments, section_task
 from .experiment import Experiment, load_model
@@ -47,6 +45,7 @@ from .summaries_evaluation import (
     sampled,
     written,
 )
+from .summaries_records import Record, make_records, stiennon_queries, supervised_rows, without_context
 from .summaries_text import few_shot_prefix, lead_3, zero_shot_prompt
 from .summaries_worlds import make_summary_world
 from .training import train_policy, train_reward_model
@@ -138,7 +137,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def sft(self, folder: Path) -> None:
         """Train the supervised baseline on reference summaries, once for each rate; keep the lowest held-out loss."""
-        held_out = self._supervised_rows(self.records("validation")[: self.args.num_eval_queries])
+        held_out = supervised_rows(self.records("validation")[: self.args.num_eval_queries])
         rates: Sequence[float | None] = self.args.sft_learning_rates or (None,)
         losses: dict[str, float] = {}
         for rate in rates:
@@ -150,12 +149,17 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             trainer = SFTTrainer(
                 model=model.train(),
                 args=config,
-                train_dataset=self._supervised_rows(self.records("train")),
+                train_dataset=supervised_rows(self.records("train")),
                 eval_dataset=held_out,
                 processing_class=tokenizer,
             )
             trainer.train()
             loss = trainer.evaluate()["eval_loss"]
+            if not math.isfinite(loss):
+                raise RuntimeError(
+                    f"The supervised training with the learning rate {config.learning_rate} ended with a held-out loss "
+                    f"of {loss}; lower `sft.learning_rate` or leave it out of `sft_learning_rates`."
+                )
             if not losses or loss < min(losses.values()):
                 trainer.save_model(str(folder / "model"))
                 if PartialState().is_main_process:
@@ -274,62 +278,14 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         return self.task.bind(self.world.tokenizer)
 
     @cache  # noqa: B019 (one experiment a run)
-    def records(self, part: Part) -> list[dict[str, Any]]:
-        """Each document as the models read it: `prompt_ids`, `context_ids`, `prompt`, `reference`, `reference_ids`.
-
-        The reference ends with the token that ends a summary, and has no more tokens than a response.
-        """
-        tokenizer, records = self.world.tokenizer, []
+    def records(self, part: Part) -> list[Record]:
+        """Each document of a part as the models read it; see `make_records`."""
         rows = self.world.rows(part)
-        for row, query in zip(rows, self._queries(rows), strict=True):
-            if query is None:
-                continue  # no line's end among the first tokens: the reference code skips such documents too
-            ids = part_ids(tokenizer, f" {row['summary']}")[: self.task.response_length - 1]
-            end = [] if self.bound.truncate_id is None else [self.bound.truncate_id]
-            kept: dict[str, Any] = {key: row[key] for key in ("id", "document", "title", "subreddit") if key in row}
-            records.append(
-                {
-                    **kept,
-                    "prompt_ids": query,
-                    "context_ids": self.bound.context(query),
-                    "prompt": tokenizer.decode(query),
-                    "reference": row["summary"],
-                    "reference_ids": ids + end,
-                }
-            )
-        if not records:
-            raise ValueError(
-                f"None of the {len(rows)} documents gives a query; where texts have lost their lines' ends, cut them "
-                "hard with --task.query_end null."
-            )
-        return records
-
-    def _queries(self, rows: list[dict[str, Any]]) -> list[list[int] | None]:
-        tokenizer, length = self.world.tokenizer, self.task.query_length
         if self.args.layout == "ziegler":
-            encoded = tokenizer([row["document"] for row in rows], add_special_tokens=False)["input_ids"]
-            return [self.bound.query(ids) for ids in encoded]
-        if length is None:
-            raise ValueError("`query_length` is None; the layout 'stiennon' cuts posts to a length, so give one.")
-        if self.name == "cnndm":
-            return [stiennon_article_query(tokenizer, row["document"], length) for row in rows]
-        missing: str | None = next((row["id"] for row in rows if not {"title", "subreddit"} <= set(row)), None)
-        if missing is not None:
-            raise ValueError(
-                f"Row '{missing}' has no `title` or `subreddit`, which the layout 'stiennon' shows; give posts that "
-                "have them, or use --layout ziegler."
-            )
-        return [stiennon_query(tokenizer, row["subreddit"], row["title"], row["document"], length) for row in rows]
-
-    @staticmethod
-    def _supervised_rows(records: list[dict[str, Any]]) -> Dataset:
-        rows = [(record["context_ids"], record["reference_ids"]) for record in records]
-        return Dataset.from_dict(
-            {
-                "input_ids": [context + reference for context, reference in rows],
-                "completion_mask": [[0] * len(context) + [1] * len(reference) for context, reference in rows],
-            }
-        )
+            encoded = self.world.tokenizer([row["document"] for row in rows], add_special_tokens=False)["input_ids"]
+            return make_records(rows, [self.bound.query(ids) for ids in encoded], self.bound, self.world.tokenizer)
+        queries = stiennon_queries(self.name, rows, self.world.tokenizer, self.task.query_length)
+        return make_records(rows, queries, self.bound, self.world.tokenizer)
 
     def _generator(self, path: str | Path, seed: int, reference: PreTrainedModel | None = None) -> Generator:
         model, _ = load_model(path)
@@ -337,7 +293,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             model, self.bound, seed=self.args.seed + seed, batch_size=self.args.batch_size, reference=reference
         )
 
-    def _candidates(self, records: list[dict[str, Any]], number: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    def _candidates(self, records: list[Record], number: int) -> tuple[list[Record], dict[str, float]]:
         """K candidates of each record, see `authors_of`; and the share of each model's rejected draws."""
         sources = [name for name in self.args.candidate_sources if name != "policy" or number > 1]
         authors = [authors_of(i, sources, self.args.num_candidates) for i in range(len(records))]
@@ -366,7 +322,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         return rows, rejected
 
     def _model_candidates(
-        self, records: list[dict[str, Any]], counts: list[int], name: str, number: int, seed: int
+        self, records: list[Record], counts: list[int], name: str, number: int, seed: int
     ) -> tuple[list[list[list[int]]], float]:
         path = self.folder("policy", number - 1) / "model" if name == "policy" else self.model_path(name)
         generator = self._generator(path, 10 * number + seed)
@@ -375,7 +331,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         by_query = {tuple(row["prompt_ids"]): row["completion_ids"] for row in rows}
         return [by_query.get(tuple(query), [])[:n] for query, n in wanted], rejected
 
-    def _normalization_samples(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _normalization_samples(self, records: list[Record]) -> list[Record]:
         records = records[: self.args.num_normalization_samples]
         queries = [record["prompt_ids"] for record in records]
         if self.args.normalize_to == "references":
@@ -389,7 +345,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         """Documents as the zero-shot model knows them."""
         return Dataset.from_dict({"text": [record["document"] for record in self.records("train")]})
 
-    def _authors(self, records: list[dict[str, Any]], judge: SummaryJudge) -> dict[str, Summaries]:
+    def _authors(self, records: list[Record], judge: SummaryJudge) -> dict[str, Summaries]:
         """Who summarized the held-out documents, in the order of the table."""
         tokenizer, args = self.world.tokenizer, self.args
         queries = [record["prompt_ids"] for record in records]
@@ -409,7 +365,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         authors["reference"] = written(tokenizer, self.bound, [record["reference"] for record in records])
         return authors
 
-    def _few_shot(self, zero_shot: Generator, records: list[dict[str, Any]]) -> Summaries:
+    def _few_shot(self, zero_shot: Generator, records: list[Record]) -> Summaries:
         """The zero-shot model with a few good summaries before the document."""
         tokenizer = self.world.tokenizer
         generator = Generator(
@@ -429,8 +385,3 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             prompt = part_ids(tokenizer, zero_shot_prompt({**record, "document": document}))
             queries.append(few_shot_prefix(tokenizer, examples, limit - len(prompt)) + prompt)
         return sampled(generator, tokenizer, queries, description="few_shot")
-
-
-def without_context(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records as PPO's queries: what is not to be read again is left out."""
-    return [{key: record[key] for key in ("prompt_ids", "prompt", "reference")} for record in records]

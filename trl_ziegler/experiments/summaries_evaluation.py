@@ -16,9 +16,8 @@ from ..metrics import BestOfKAccuracy, Copying, LengthControlledWinRate, Rouge, 
 from ..reward_model import score_token_ids
 from ..tasks import BoundTask, part_ids
 from .generation import Generator
+from .summaries_records import Record
 from .summaries_worlds import Judge
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)

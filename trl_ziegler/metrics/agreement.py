@@ -20,8 +20,8 @@ def fleiss_kappa(counts: np.ndarray) -> float:
         p_j = mean of n_ij / n_i over items with n_i >= 1,   P_e = Σ_j p_j²,   kappa = (P − P_e) / (1 − P_e).
 
     With one number of raters throughout this is Fleiss 1971, "Measuring nominal scale agreement among many raters";
-    for varying numbers it is Gwet's extension (Handbook of Inter-Rater Reliability, 4th ed. 2014; `fleiss.kappa.raw` of
-    his R package irrCAC), in which items with one rating inform chance only.
+    for varying numbers it is Gwet's extension (Handbook of Inter-Rater Reliability, 4th ed. 2014; `fleiss.kappa.raw`
+    of his R package irrCAC), in which items with one rating inform chance only.
 
     Args:
         counts: whole numbers of shape (items, categories).
