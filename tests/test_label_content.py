@@ -40,9 +40,10 @@ class TestComparisons:
 
     def test_twins_within_one_call_count_once_in_the_place_of_the_first(self, store):
         a, b = records(2)
-        ids, added = store.add([a, b, a])
+        ids, added = store.add([a, b, {**a, "seed": 9, "note": "the second"}])
         assert (added, ids[2]) == (2, ids[0])
         assert [c.id for c in store.comparisons()] == ids[:2]
+        assert (store.comparison(ids[0]).seed, store.comparison(ids[0]).extra) == (0, {})
 
     @pytest.mark.parametrize(
         ("change", "same"),

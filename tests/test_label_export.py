@@ -132,6 +132,39 @@ class TestJsonLines:
             import_jsonl(second_store, tmp_path / "labels.jsonl")
         assert set(second_store.majority().values()) == {1} and second_store.counts().labels == 2
 
+    def test_two_answers_of_one_labeller_in_a_file_must_say_the_same(self, second_store, tmp_path):
+        path = tmp_path / "labels.jsonl"
+
+        def write(*labels):
+            answers = [
+                {"labeller": "ann", "kind": "label", "label": label, "created_at": f"2020-01-0{i + 1}T00:00Z"}
+                for i, label in enumerate(labels)
+            ]
+            path.write_text(json.dumps({"prompt": "p", "completions": ["a", "b"], "answers": answers}))
+
+        write(1, 0)
+        with pytest.raises(ValueError, match=r"says label 0 on comparison \w+, but label 1 in the store"):
+            import_jsonl(second_store, path)
+        write(1, 1)
+        assert import_jsonl(second_store, path) == (1, 1)
+
+    def test_time_decides_and_not_the_order_of_arrival(self, store, second_store, tmp_path, clock):
+        """Which of equals was first, and what a labeller said last."""
+        x, y = records(2)
+        for side, comparisons in ((store, [x]), (second_store, [y, x])):
+            side.add(comparisons, repeats=2)
+            side.add_labeller("ann")
+        (x_id,) = answer_all(store, "ann", 3)
+        clock.turn(seconds=1)
+        second_store.add_labeller("cyd")
+        answer_all(second_store, "cyd", 1)
+        y_id = second_store.take("ann").comparison.id
+        second_store.answer("ann", y_id, label=1, seconds=1)
+        export_jsonl(store, tmp_path / "older.jsonl")
+        import_jsonl(second_store, tmp_path / "older.jsonl")
+        assert second_store.majority() == {y_id: 1, x_id: 3}
+        assert second_store.retract("ann").comparison.id == y_id
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -246,16 +279,11 @@ class TestOpenAI:
     WIDTHS = {"query_length": 8, "response_length": 6}  # noqa: RUF012
 
     @pytest.fixture
-    def file(self, tmp_path):
+    def file(self, tmp_path, tokenizer):
         path = tmp_path / "labels.json"
-        rows = [
-            {
-                "query": [i, 40, 41],
-                **{f"sample{k}": [50 + k, 60 + i, 61, 13][: 2 + k] for k in range(3)},
-                "best": i % 3,
-            }
-            for i in range(4)
-        ]
+        spelled = tokenizer.convert_tokens_to_ids(["Ġ", "c", "a", "t"])  # reads " cat", for which there is one id
+        samples = [{f"sample{k}": [50 + k, 60 + i, 61, 13][: 2 + k] for k in range(3)} for i in range(4)]
+        rows = [{"query": [i, *spelled], **samples[i], "best": i % 3} for i in range(4)]
         for row in rows:
             for name, width in (("query", 8), ("sample0", 6), ("sample1", 6), ("sample2", 6)):
                 row[name] += [50259] * (width - len(row[name]))
@@ -273,7 +301,7 @@ class TestOpenAI:
     def test_people_see_the_decoded_texts(self, second_store, file, tokenizer):
         import_openai(second_store, file, processing_class=tokenizer, labeller="openai", task="descriptiveness")
         first = second_store.comparisons()[0]
-        assert first.prompt == tokenizer.decode([0, 40, 41])
+        assert first.prompt == tokenizer.decode([0]) + " cat"
         assert first.completions[1] == tokenizer.decode([51, 60, 61])
         assert first.task == "descriptiveness"
 
