@@ -68,7 +68,7 @@ def test_a_supervised_training_that_diverged_stops_the_run(make_experiment, own_
     experiment = make_experiment(**own_files(rows_of(60)), sft={"learning_rate": 1e-4, **TRAINING}, num_eval_queries=8)
     (experiment.run_dir / "base").mkdir(parents=True)
     experiment.base(experiment.run_dir / "base")
-    with pytest.raises(RuntimeError, match="learning rate 0.0001 ended with a held-out loss of nan; lower `sft"):
+    with pytest.raises(RuntimeError, match=r"rate 0\.0001 ended with a held-out loss of nan; lower `sft"):
         experiment.sft(experiment.run_dir)
 
 

@@ -157,8 +157,8 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             loss = trainer.evaluate()["eval_loss"]
             if not math.isfinite(loss):
                 raise RuntimeError(
-                    f"The supervised training with the learning rate {config.learning_rate} ended with a held-out loss "
-                    f"of {loss}; lower `sft.learning_rate` or leave it out of `sft_learning_rates`."
+                    f"The supervised training at the learning rate {config.learning_rate} ended with a held-out "
+                    f"loss of {loss}; lower `sft.learning_rate` or leave it out of `sft_learning_rates`."
                 )
             if not losses or loss < min(losses.values()):
                 trainer.save_model(str(folder / "model"))
