@@ -6,6 +6,7 @@ from .actor_critic import ActorCritic
 from .kl_control import AdaptiveKLController, FixedKLController
 from .labelers import Labeler, ScoreLabeler, SentimentScorer, VividnessScorer
 from .metrics import (
+    Agreement,
     BestOfKAccuracy,
     Copying,
     LengthControlledWinRate,
@@ -42,6 +43,7 @@ __all__ = [
     "TLDR",
     "ActorCritic",
     "AdaptiveKLController",
+    "Agreement",
     "BestOfKAccuracy",
     "BestOfKRewardConfig",
     "BestOfKRewardTrainer",
