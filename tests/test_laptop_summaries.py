@@ -51,11 +51,11 @@ PINNED = {
         "My roommate takes law lessons and did not pass music. Irene stopped working as a teacher two days ago.",
     ),
     "news": (
-        "The brewery signed a deal with Berlin. Berlin is an important partner. In Paris, the airline "
-        "sent a team to Cairo.\nOfficials said that the brewery took the school to trial. A lawyer of the "
-        "school was surprised. The brewery stopped the sale of toys.\nFamilies buy a lot of toys. Most "
-        "shops were shut at that time. The next meeting is in Paris.",
-        "Berlin deal for the brewery.\nBrewery is at law with the school and forbids toys.",
+        "The brewery stopped the sale of knives and shook hands with Berlin after a long debate. Families "
+        "buy a lot of knives.\nBerlin is an important partner. It became known that the brewery took the "
+        "school to trial.\nThe school did not reply. Crowds stood in the rain near the road. The museum "
+        "put off the election for a year.\nThe next meeting is in Madrid.",
+        "The brewery works with Berlin.\nIt became known that the brewery took the school to trial.",
     ),
 }
 
@@ -94,12 +94,13 @@ class TestCorpora:
             CORPORA[kind](1, seed=0, split="dev")
 
     @kinds
-    def test_splits_share_no_fact_but_all_the_words(self, kind, documents):
-        facts = {split: set().union(*map(built_from, documents[kind][split])) for split in SPLITS}
-        assert all(split_of(fact) == split for split in SPLITS for fact in facts[split])
-        seen = {word for document in documents[kind]["train"] for word in tokens(document.text)}
+    def test_splits_share_no_set_of_main_facts_but_all_the_words(self, kind, documents):
+        for split in SPLITS:
+            assert all(split_of(main_facts(document.text)) == split for document in documents[kind][split])
+        known = documents[kind]["train"] + documents[kind]["valid"]
+        seen = {word for document in known for word in tokens(document.text)}
         test = {word for document in documents[kind]["test"] for word in tokens(document.text)}
-        assert len(test - seen) < 0.03 * len(test)
+        assert len(test - seen) < 0.04 * len(test)
 
     def test_there_are_thousands_of_facts(self):
         combinations = {
@@ -191,7 +192,7 @@ class TestFactsIn:
     @kinds
     def test_openers_and_tails_add_nothing(self, kind):
         domain = DOMAINS[kind]
-        fact = domain.draw(random.Random(0), "train", domain.subjects[0])
+        fact = domain.draw(random.Random(0), domain.subjects[0])
         clause = domain.say(fact, domain.relation(fact).told[0])
         slots = {"who": domain.phrase(domain.subjects[1]), "cities": "Paris"}
         for opener in domain.openers:

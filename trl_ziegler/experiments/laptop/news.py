@@ -56,8 +56,8 @@ def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     quotes follow, two or three sentences to a line. Its main facts are those about the subject of its first sentence
     (see `summary_truth.main_facts`). The highlights, 8 to 24 tokens, stand on a line each and state most of the main
     facts, in shorter forms than the article's, and nothing that the article does not state. Neither ends with
-    a newline: "\\n\\nTL;DR:" may follow the article. Each fact, a combination of subject, relation and object,
-    occurs in one split only.
+    a newline: "\\n\\nTL;DR:" may follow the article. No two splits share a set of main facts,
+    though any single fact may occur in each.
 
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".

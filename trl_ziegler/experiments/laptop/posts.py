@@ -79,7 +79,7 @@ def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     ending. Its main facts are those about the subject of its first fact (see `summary_truth.main_facts`). The summary
     of 8 to 24 tokens states most of them on one line, in shorter forms than the post's, and nothing that the
     post does not state. Neither ends with a newline: "\\n\\nTL;DR:" may follow the post, and "\\n" ends the summary.
-    Each fact, a combination of subject, relation and object, occurs in one split only.
+    No two splits share a set of main facts, though any single fact may occur in each.
 
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".
