@@ -29,6 +29,7 @@ LAYERS = {
     "parts": {
         "actor_critic",
         "openai_labels",
+        "preference_collator",
         "preference_data",
         "preference_losses",
         "reward_mixin",

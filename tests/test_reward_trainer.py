@@ -2,11 +2,15 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from reward_records import assert_same_parameters, parameters_of, records
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, BloomConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
 from trl_ziegler.optim import TFAdam
@@ -17,39 +21,6 @@ from trl_ziegler.reward_model import (
 from trl_ziegler.reward_trainer import DataCollatorForBestOfK
 
 pytest_plugins = "reward_fixtures"
-
-
-class TestCollator:
-    def test_mixed_k_padded_in_full(self):
-        batch = DataCollatorForBestOfK(pad_token_id=9)(
-            [
-                {"prompt_ids": [1, 2], "completion_ids": [[3], [4, 5], [6]], "label": 2, "margin": 1},
-                {"prompt_ids": [], "completion_ids": [[8], [9]], "label": 0, "margin": 0.5},
-            ]
-        )
-        expected = {
-            "candidate_mask": [[True, True, True], [True, True, False]],
-            "input_ids": [[1, 2, 3, 9], [1, 2, 4, 5], [1, 2, 6, 9], [8, 9, 9, 9], [9, 9, 9, 9]],
-            "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]],
-            "labels": [2, 0],
-            "margin": [1.0, 0.5],
-        }
-        assert {key: value.tolist() for key, value in batch.items()} == expected
-        assert next(iter(batch)) == "candidate_mask"  # Trainer takes the batch size from the first entry
-
-    def test_rankings_and_scores_are_filled_up(self):
-        rows = [
-            {"prompt_ids": [1], "completion_ids": [[2], [3], [4]], "ranking": [2, 0, 1], "scores": [1, 2, 3]},
-            {"prompt_ids": [1], "completion_ids": [[2], [3]], "ranking": [1, 0], "scores": [0.5, 0.25]},
-        ]
-        batch = DataCollatorForBestOfK()(rows)
-        assert batch["rankings"].tolist() == [[2, 0, 1], [1, 0, 0]]
-        assert batch["scores"].tolist() == [[1.0, 2.0, 3.0], [0.5, 0.25, 0.0]]
-
-    def test_width_is_rounded_up(self):
-        row = {"prompt_ids": [1], "completion_ids": [[2], [3, 4]], "label": 0}
-        assert DataCollatorForBestOfK(pad_to_multiple_of=8)([row])["input_ids"].shape == (2, 8)
-        assert DataCollatorForBestOfK(pad_to_multiple_of=3)([row])["input_ids"].shape == (2, 3)
 
 
 class TestEqualToTRL:
@@ -196,7 +167,7 @@ class TestTraining:
     def test_centring_takes_the_mean_over_present_candidates(self, make_trainer, monkeypatch):
         """Rewards (2, 0, 1) and (1, 4): means 1 and 2.5, so (2² + 5²) / 2 = 14.5 on top, times the coefficient."""
         columns = {"prompt_ids": [[1], [2]], "completion_ids": [[[3], [4], [6]], [[7], [8]]], "label": [0, 0]}
-        rewards = torch.tensor([2.0, 0.0, 1.0, 1.0, 4.0])[:, None, None]
+        rewards = torch.tensor([[2.0, 0.0, 1.0], [1.0, 4.0, 9.0]])[:, :, None]  # the last is nobody's
         losses = []
         for coefficient in (None, 0.1):
             trainer = make_trainer(Dataset.from_dict(columns), center_rewards_coefficient=coefficient)
@@ -257,7 +228,7 @@ class TestMetrics:
         """Rewards (2, 0, 1), best 0; (1, 4), best 0: hit and miss, margins 1.5 and -3."""
         columns = {"prompt_ids": [[1], [2]], "completion_ids": [[[3], [4], [6]], [[7], [8]]], "label": [0, 0]}
         trainer = make_trainer(Dataset.from_dict(columns), eval_dataset=Dataset.from_dict(columns))
-        rewards = torch.tensor([2.0, 0.0, 1.0, 1.0, 4.0])[:, None, None]
+        rewards = torch.tensor([[2.0, 0.0, 1.0], [1.0, 4.0, 9.0]])[:, :, None]  # the last is nobody's
         monkeypatch.setattr(trainer.model.score, "forward", lambda hidden: rewards)
         metrics = trainer.evaluate()
         expected = {"accuracy": 0.5, "chance": (1 / 3 + 1 / 2) / 2, "margin": -0.75, "mean_reward": 1.6}
@@ -268,7 +239,7 @@ class TestMetrics:
 
     def test_equal_rewards_count_as_a_miss(self, make_trainer, monkeypatch):
         trainer = make_trainer(records(4), eval_dataset=records(4))
-        monkeypatch.setattr(trainer.model.score, "forward", lambda hidden: hidden.new_zeros(len(hidden), 1, 1))
+        monkeypatch.setattr(trainer.model.score, "forward", lambda hidden: hidden.new_zeros(*hidden.shape[:2], 1))
         metrics = trainer.evaluate()
         assert metrics["eval_accuracy"] == 0 and metrics["eval_loss"] == pytest.approx(math.log(4))
 
@@ -283,7 +254,7 @@ class TestMetrics:
 
     def test_random_rewards_are_right_at_the_rate_of_chance(self, make_trainer, monkeypatch):
         trainer = make_trainer(records(2), eval_dataset=records(2000), per_device_eval_batch_size=500)
-        monkeypatch.setattr(trainer.model, "forward", lambda input_ids, attention_mask: _random_logits(len(input_ids)))
+        monkeypatch.setattr(trainer.model, "forward", _random_rewards)
         metrics = trainer.evaluate()
         assert metrics["eval_accuracy"] == pytest.approx(0.25, abs=0.03) and metrics["eval_chance"] == 0.25
 
@@ -300,5 +271,101 @@ class TestMetrics:
         assert predictions.shape == (2, 3) and predictions[1, 2] == -100 and labels.tolist() == [2, 1]
 
 
-def _random_logits(n):
-    return type("Output", (), {"logits": torch.randn(n, 1)})
+class TestSharedPrefix:
+    """`shared_prefix=True`, the default, against `False`: the same numbers, whatever the judgement and the model."""
+
+    COLUMNS: ClassVar = {
+        "prompt_ids": [[1, 2, 3, 4, 5, 6], [7], [], [8, 9, 10]],
+        "completion_ids": [
+            [[11, 12], [13], [14, 15, 16], [11, 17]],
+            [[18], [19, 20]],
+            [[21, 22], [21, 23, 24], [25]],
+            [[26, 27, 28, 29], [30]],
+        ],
+    }
+
+    def pair(self, make_trainer, model, dataset=None, **changes):
+        """Two trainers that differ in `shared_prefix` alone, with copies of one model."""
+        dataset = Dataset.from_dict({**self.COLUMNS, "label": [3, 0, 1, 1]}) if dataset is None else dataset
+        return [
+            make_trainer(dataset, model=copy.deepcopy(model), eval_dataset=dataset, shared_prefix=shared, **changes)
+            for shared in (True, False)
+        ]
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize(
+        ("kind", "dtype", "tolerance"),
+        [("gpt2", torch.float32, 1e-5), ("llama", torch.float32, 1e-5), ("gpt2", torch.float64, 1e-10)],
+    )
+    @pytest.mark.parametrize("loss_type", ["best_of_k", "pairwise"])
+    def test_loss_and_gradients_are_equal(
+        self, make_reward_model, make_trainer, kind, dtype, tolerance, attention, loss_type
+    ):
+        model = make_reward_model(kind).to(dtype)
+        model.set_attn_implementation(attention)
+        results = []
+        for trainer in self.pair(make_trainer, model, loss_type=loss_type, center_rewards_coefficient=0.1):
+            batch = trainer.data_collator(list(trainer.train_dataset))
+            assert ("segment_ids" in batch) == trainer.args.shared_prefix
+            loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+            loss.backward()
+            gradients = [parameter.grad for parameter in trainer.model.parameters()]
+            results.append((loss.detach(), outputs.logits.detach(), gradients))
+        assert results[0][1][1, 2:].tolist() == [-100, -100]
+        torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
+
+    def test_training_metrics_and_evaluation_are_equal(self, make_reward_model, make_trainer):
+        logs = []
+        for trainer in self.pair(make_trainer, make_reward_model(), per_device_train_batch_size=2, learning_rate=1e-3):
+            trainer.train()
+            metrics = {**trainer.state.log_history[0], **trainer.evaluate()}
+            logs.append({k: v for k, v in metrics.items() if not k.endswith(("runtime", "second"))})
+        assert {"num_tokens", "eval_accuracy", "eval_margin", "grad_norm"} <= set(logs[0])
+        assert logs[0] == pytest.approx(logs[1], rel=1e-4, abs=1e-5)
+
+    def test_trained_models_are_equal_on_disk(self, make_reward_model, make_trainer, tmp_path):
+        folders = []
+        changes = {"optimizer": "tf_adam", "learning_rate": 1e-3, "max_grad_norm": 0}
+        for trainer in self.pair(make_trainer, make_reward_model(), **changes):
+            trainer.train()
+            folders.append(tmp_path / str(trainer.args.shared_prefix))
+            trainer.save_model(str(folders[-1]))
+        assert sorted(p.name for p in folders[0].iterdir()) == sorted(p.name for p in folders[1].iterdir())
+        states = [{**load_file(f / "model.safetensors"), **load_file(f / "reward_head.safetensors")} for f in folders]
+        assert_same_parameters(*states, atol=1e-6, rtol=1e-5)
+
+    @pytest.mark.parametrize("gradient_checkpointing", [False, True])
+    def test_adapters_train_alike_also_with_recomputed_activations(
+        self, make_adapter, make_trainer, gradient_checkpointing
+    ):
+        model, trained = make_adapter(), []
+        changes = {"optimizer": "tf_adam", "learning_rate": 1e-3, "max_grad_norm": 0}
+        for trainer in self.pair(make_trainer, model, gradient_checkpointing=gradient_checkpointing, **changes):
+            trainer.train()
+            trained.append(parameters_of(trainer.model))
+        before = parameters_of(model)
+        moved = {name for name, parameter in trained[0].items() if not torch.equal(parameter, before[name])}
+        assert any("lora_A" in name for name in moved) and any("gain" in name for name in moved)
+        assert_same_parameters(*trained, atol=1e-6, rtol=1e-5)
+
+    def test_pairs_without_a_prompt_share_what_they_begin_with(self, make_reward_model, make_trainer):
+        dataset = Dataset.from_dict({"chosen_ids": [[1, 2, 3, 4]], "rejected_ids": [[1, 2, 5]]})
+        shared, apart = self.pair(make_trainer, make_reward_model(), dataset)
+        batches = [trainer.data_collator(list(trainer.train_dataset)) for trainer in (shared, apart)]
+        assert batches[0]["input_ids"].tolist() == [[1, 2, 3, 4, 5]] and batches[1]["input_ids"].shape == (2, 4)
+        losses = [t.compute_loss(t.model, b) for t, b in zip((shared, apart), batches, strict=True)]
+        torch.testing.assert_close(*losses, atol=1e-6, rtol=0)
+
+    def test_a_model_that_cannot_share_is_refused_and_trains_when_told(self, make_trainer):
+        torch.manual_seed(0)
+        config = BloomConfig(vocab_size=400, hidden_size=32, n_layer=1, n_head=2, num_labels=1)
+        model = as_reward_model(AutoModelForSequenceClassification.from_config(config))
+        with pytest.raises(ValueError, match=r"type 'bloom' is not one of those tested.*set `shared_prefix=False`"):
+            make_trainer(records(4), model=model)
+        trainer = make_trainer(records(4), model=model, shared_prefix=False)
+        trainer.train()
+        assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def _random_rewards(reward_positions, **inputs):
+    return SequenceClassifierOutput(logits=torch.randn(reward_positions.shape))

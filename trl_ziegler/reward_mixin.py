@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from .prefix_sharing import additive_mask
+
 
 class RewardHead(nn.Module):
-    """r = gain (weight · h + bias) + offset, computed in float32 whatever the autocast state.
+    """r = gain (weight · h + bias) + offset in float32 (float64 where h is), whatever the autocast state.
 
     Parameters, all trained: `weight [1, H]`, `bias [1]`, `gain [1]`, `offset [1]`. The start is weight ~
     N(0, 1/(H+1)), bias 0, gain 1, offset 0 (openai/lm-human-preferences, language/model.py:fc_layer, rewards.py).
@@ -34,10 +36,11 @@ class RewardHead(nn.Module):
         return (self.weight.shape[1] + 1) ** -0.5
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`[..., H]` -> `[..., 1]` in float32."""
+        """`[..., H]` -> `[..., 1]` in float32, or in float64 if it comes so."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            raw = nn.functional.linear(hidden.float(), self.weight.float(), self.bias.float())
-            return self.gain.float() * raw + self.offset.float()
+            raw = nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+            return self.gain.to(dtype) * raw + self.offset.to(dtype)
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
@@ -85,7 +88,8 @@ class RewardModelMixin:
 
         Args:
             input_ids: `[B, S]`. Ids at masked slots are never embedded, so any filler will do.
-            attention_mask: `[B, S]`, 0 at padding, or a 4-D mask as transformers takes it; by default all ones.
+            attention_mask: `[B, S]`, 0 at padding, or `[B, 1, S, S]` bool, true where a query may read a key, or such
+                a mask as numbers to add to the attention scores; by default all ones.
             position_ids: `[B, S]`; by default the exclusive cumulative sum of the mask. Required with a 4-D mask.
             reward_positions: `[B]` or `[B, N]` slots to read the reward at; by default the last present token's.
                 Required with a 4-D mask.
@@ -109,6 +113,8 @@ class RewardModelMixin:
                 f"`attention_mask` has {attention_mask.dim()} dimensions, so it does not tell where a sequence ends; "
                 "give `position_ids` and `reward_positions` with it."
             )
+        elif attention_mask.dtype == torch.bool and self.config._attn_implementation == "eager":
+            attention_mask = additive_mask(attention_mask, self.dtype)  # eager attention would add the bits themselves
         base = getattr(self, self.base_model_prefix)
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
         hidden = base(input_ids, **{**kwargs, **inputs})[0]  # [B, S, H]

@@ -27,6 +27,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, 
 from transformers.utils import find_adapter_config_file
 
 from .functional import gain_and_bias
+from .prefix_sharing import PackedRows, can_share_prefix, pack_shared_prefix, packed_inputs, sharing_groups
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
 
 REWARD_HEAD_FILE = "reward_head.safetensors"
@@ -146,6 +147,9 @@ def score_token_ids(
 ) -> Tensor:
     """Rewards of responses: the one scoring path of normalisation, labelling and PPO.
 
+    A query that occurs several times is run once for several of its responses where the model can share a prefix and
+    that saves work; the rewards are those of separate rows up to rounding.
+
     Args:
         model: A reward model; a one-label classifier is converted in place.
         query_ids: Raw queries, without prefix, suffix and padding.
@@ -167,14 +171,15 @@ def score_token_ids(
     if [] in sequences:
         raise ValueError(f"Entry {sequences.index([])} has neither query nor response tokens; drop it.")
     model = as_reward_model(model)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
+    most = batch_size if can_share_prefix(model) else 1
+    groups = sharing_groups(query_ids, [len(ids) for ids in sequences], most=most)
     rewards = torch.empty(len(sequences))
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in tqdm(range(0, len(order), batch_size), desc="Scoring", disable=not progress):
-            rows = order[start : start + batch_size]
-            rewards[rows] = model(**_padded([sequences[i] for i in rows], model.device)).logits[:, 0].cpu()
+        for rows in tqdm(_passes(groups, sequences, batch_size), desc="Scoring", disable=not progress):
+            scored = _rewards(model, [[sequences[i] for i in group] for group in rows])
+            rewards[[i for group in rows for i in group]] = scored.to(rewards)
     model.train(was_training)
     return rewards
 
@@ -327,6 +332,29 @@ def _load_adapter(path: str, seed: int, is_trainable: bool, hub: dict[str, Any],
     if Path(path, "config.json").is_file():
         base.config.reward_normalization = getattr(AutoConfig.from_pretrained(path), "reward_normalization", None)
     return model
+
+
+def _passes(groups: list[list[int]], sequences: list[list[int]], batch_size: int) -> list[list[list[int]]]:
+    """The groups by falling length, as many a pass as have `batch_size` sequences."""
+    passes: list[list[list[int]]] = []
+    room = 0
+    for group in sorted(groups, key=lambda group: sum(len(sequences[i]) for i in group), reverse=True):
+        if len(group) > room:
+            passes.append([])
+            room = batch_size
+        passes[-1].append(group)
+        room -= len(group)
+    return passes
+
+
+def _rewards(model: PreTrainedModel | PeftModel, groups: list[list[list[int]]]) -> Tensor:
+    """`[N]`: of all sequences, group by group; those of a group share a row."""
+    counts = torch.tensor([len(group) for group in groups], device=model.device)
+    if counts.max() == 1:
+        return model(**_padded([ids for group in groups for ids in group], model.device)).logits[:, 0]
+    inputs = packed_inputs(PackedRows(*(x.to(model.device) for x in pack_shared_prefix(groups))))
+    rewards = model(**inputs).logits  # [B, K]
+    return rewards[torch.arange(rewards.shape[1], device=rewards.device) < counts[:, None]]
 
 
 def _padded(sequences: list[list[int]], device: torch.device) -> dict[str, Tensor]:

@@ -1,10 +1,9 @@
-"""Training a reward model on best-of-K choices, rankings, pairs or ratings: config, collator, trainer.
+"""Training a reward model on best-of-K choices, rankings, pairs or ratings: config and trainer.
 
-Axis letters: `B` records, `K` candidates of a record, `N` candidates of the batch, `S` tokens.
+Axis letters: `B` records, `K` candidates of a record.
 """
 
 import copy
-import math
 from dataclasses import dataclass, field, fields
 from statistics import fmean
 from typing import Any, ClassVar, Literal
@@ -14,13 +13,14 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.data.data_collator import DataCollatorMixin
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
 from .optim import TFAdam
+from .preference_collator import DataCollatorForBestOfK, candidate_rewards, count_tokens
 from .preference_data import JUDGEMENTS, prepare_preferences
 from .preference_losses import best_candidates, preference_loss
+from .prefix_sharing import check_prefix_sharing
 from .presets import PAPER_REWARD, RELEASED_REWARD, Presets, Table
 from .reward_model import (
     as_reward_model,
@@ -45,7 +45,7 @@ FILLER = -100.0  # of absent candidates in what `compute_metrics` gets: the valu
 
 @dataclass
 class BestOfKRewardConfig(Presets, RewardConfig):
-    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with two fields more.
+    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with three fields more.
 
     `max_length` counts a prompt with one completion; records with a longer one are dropped.
     `center_rewards_coefficient` adds that coefficient times the mean of (2 × mean reward of a record)², which for K =
@@ -61,6 +61,12 @@ class BestOfKRewardConfig(Presets, RewardConfig):
         optimizer (`str`, *optional*, defaults to `"hf"`):
             `"hf"` uses `optim` and its arguments; `"tf_adam"` the reference's Adam, whose epsilon of 1e-5 sits outside
             the bias correction ([`TFAdam`]), with `learning_rate`, `adam_beta1` and `adam_beta2`.
+        shared_prefix (`bool`, *optional*, defaults to `True`):
+            Run the tokens that all candidates of a record begin with, its prompt, once. Each candidate sees the prompt
+            and itself only, so rewards, losses and gradients are those of K separate rows, up to rounding. It pays
+            where prompts are longer than completions; where they are much shorter, the wider rows cost more than they
+            save. It needs `eager` or `sdpa` attention without sliding windows and ALiBi; a model that cannot be served
+            is refused, and `False` trains it with one row per candidate.
 
     > [!NOTE]
     > These parameters have default values different from `RewardConfig`:
@@ -83,6 +89,10 @@ class BestOfKRewardConfig(Presets, RewardConfig):
     optimizer: Literal["hf", "tf_adam"] = field(
         default="hf", metadata={"help": "'hf' follows `optim`; 'tf_adam' is the reference's Adam."}
     )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={"help": "Run a prompt once for all its candidates; exact, and refused where it is not."},
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -102,78 +112,6 @@ class BestOfKRewardConfig(Presets, RewardConfig):
                     f"`{name}` is {getattr(self, name)}, which `optimizer='tf_adam'` does not use (epsilon 1e-5, no "
                     "decay); pass `optimizer_cls_and_kwargs` to the trainer instead."
                 )
-
-
-@dataclass
-class DataCollatorForBestOfK(DataCollatorMixin):
-    """Pads the candidates of records whose K may differ.
-
-    Expects `prompt_ids`, `completion_ids` and any of `label`, `ranking`, `scores`, `margin`. Returns:
-
-    - `candidate_mask` `[B, K]`: true where a record has a candidate; `N` of them are true.
-    - `input_ids`, `attention_mask` `[N, S]`: prompt and completion of each candidate, record by record, right-padded.
-      The mask goes by length, so the filler may be any id, EOS included: it is never embedded.
-    - `labels` `[B]`, `rankings` `[B, K]` (filled up with 0), `scores` `[B, K]` (filled up with 0), `margin` `[B]`.
-
-    Args:
-        pad_token_id (`int`, *optional*, defaults to `0`): The filler.
-        pad_to_multiple_of (`int`, *optional*): Pad S to a multiple of this.
-        return_tensors (`str`, *optional*, defaults to `"pt"`): Only `"pt"`.
-
-    Examples:
-    ```python
-    >>> from trl_ziegler import DataCollatorForBestOfK
-
-    >>> collator = DataCollatorForBestOfK()
-    >>> batch = collator(
-    ...     [
-    ...         {"prompt_ids": [1, 2], "completion_ids": [[3], [4, 5], [6]], "label": 2},
-    ...         {"prompt_ids": [7], "completion_ids": [[8], [9]], "label": 0},
-    ...     ]
-    ... )
-    >>> batch["candidate_mask"]
-    tensor([[ True,  True,  True],
-            [ True,  True, False]])
-    >>> batch["input_ids"]
-    tensor([[1, 2, 3, 0],
-            [1, 2, 4, 5],
-            [1, 2, 6, 0],
-            [7, 8, 0, 0],
-            [7, 9, 0, 0]])
-    >>> batch["attention_mask"]
-    tensor([[1, 1, 1, 0],
-            [1, 1, 1, 1],
-            [1, 1, 1, 0],
-            [1, 1, 0, 0],
-            [1, 1, 0, 0]])
-    >>> batch["labels"]
-    tensor([2, 0])
-    ```
-    """
-
-    pad_token_id: int = 0
-    pad_to_multiple_of: int | None = None
-    return_tensors: str = "pt"
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Make a batch of B records."""
-        counts = [len(example["completion_ids"]) for example in examples]
-        sequences = [[*e["prompt_ids"], *completion] for e in examples for completion in e["completion_ids"]]
-        step = self.pad_to_multiple_of or 1
-        width = math.ceil(max(map(len, sequences)) / step) * step
-        # First, because Trainer takes the batch size from the first tensor it meets.
-        batch = {"candidate_mask": torch.arange(max(counts)) < torch.tensor(counts)[:, None]}
-        batch["input_ids"] = _stacked(sequences, width, self.pad_token_id)
-        batch["attention_mask"] = _stacked([[1] * len(ids) for ids in sequences], width, 0)
-        if "label" in examples[0]:
-            batch["labels"] = torch.tensor([example["label"] for example in examples])
-        if "ranking" in examples[0]:
-            batch["rankings"] = _stacked([example["ranking"] for example in examples], max(counts), 0)
-        if "scores" in examples[0]:
-            batch["scores"] = _stacked([example["scores"] for example in examples], max(counts), 0.0).float()
-        if "margin" in examples[0]:
-            batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
-        return batch
 
 
 class BestOfKRewardTrainer(RewardTrainer):
@@ -237,6 +175,12 @@ class BestOfKRewardTrainer(RewardTrainer):
         if args.optimizer == "tf_adam":
             optimizer_cls_and_kwargs = _tf_adam(args, optimizer_cls_and_kwargs, kwargs.get("optimizers"))
         model = _model(model, args, quantization_config)
+        if args.shared_prefix:
+            check_prefix_sharing(model)
+        if data_collator is None:
+            data_collator = DataCollatorForBestOfK(
+                pad_to_multiple_of=args.pad_to_multiple_of, shared_prefix=args.shared_prefix
+            )
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up; the parent would log a warning
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
@@ -245,7 +189,7 @@ class BestOfKRewardTrainer(RewardTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or DataCollatorForBestOfK(pad_to_multiple_of=args.pad_to_multiple_of),
+            data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -291,8 +235,7 @@ class BestOfKRewardTrainer(RewardTrainer):
     ) -> Tensor | tuple[Tensor, SequenceClassifierOutput]:
         """The loss of a batch of [`DataCollatorForBestOfK`], from one forward pass over all its candidates."""
         mask = inputs["candidate_mask"]
-        out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        rewards = out.logits.new_zeros(mask.shape).masked_scatter(mask, out.logits[:, 0])  # [B, K]
+        rewards = candidate_rewards(model, inputs)  # [B, K]
         loss = preference_loss(self.args.loss_type, rewards, inputs, mask)
         if self.args.center_rewards_coefficient is not None:
             mean = rewards.sum(1) / mask.sum(1)
@@ -319,7 +262,7 @@ class BestOfKRewardTrainer(RewardTrainer):
         metrics["min_reward"].append(present.min().item())
         metrics["max_reward"].append(present.max().item())
         if training:
-            self._total_train_tokens += self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+            self._total_train_tokens += self.accelerator.gather(count_tokens(inputs)).sum().item()
         metrics["num_tokens"] = [self._total_train_tokens]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -393,7 +336,3 @@ def _record_statistics(rewards: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     hit = rewards.masked_fill(~best, -torch.inf).amax(1) > rewards.masked_fill(~others, -torch.inf).amax(1)
     means = [torch.where(group, rewards, 0).sum(1) / group.sum(1) for group in (best, others)]
     return torch.stack([hit.float(), best.sum(1) / mask.sum(1), means[0] - means[1]], 1)
-
-
-def _stacked(rows: list[list], width: int, filler: float) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
