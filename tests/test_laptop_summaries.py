@@ -44,18 +44,18 @@ POST = (
 
 PINNED = {
     "posts": (
-        "Good evening. I typed this with cold hands on a bus.\nI have always liked my mother. My roommate "
-        "signed up for a law class and failed the music exam after a long talk. Nobody here likes law. "
-        "Nobody here likes music. Irene stopped working as a teacher two days ago.\nHow would you handle "
-        "this?",
-        "My roommate takes law lessons and did not pass music. Irene stopped working as a teacher two days ago.",
+        "Good evening. Please be kind to me.\nMy nephew did not tell the truth about the plan and started "
+        "to learn chess. We never speak of the plan. Chess is not easy. I found out that my daughter lost "
+        "the job as a farmer. My nephew lost a boat. I still think of that boat.\nHas this happened to "
+        "you?",
+        "The plan was hidden by my nephew. Chess lessons for my nephew. The boat of my nephew is gone.",
     ),
     "news": (
-        "The brewery stopped the sale of knives and shook hands with Berlin after a long debate. Families "
-        "buy a lot of knives.\nBerlin is an important partner. It became known that the brewery took the "
-        "school to trial.\nThe school did not reply. Crowds stood in the rain near the road. The museum "
-        "put off the election for a year.\nThe next meeting is in Madrid.",
-        "The brewery works with Berlin.\nIt became known that the brewery took the school to trial.",
+        "The brewery stopped the sale of knives and shook hands with Berlin. Families buy a lot of "
+        "knives.\nExperts had warned about Berlin. The brewery took the school to trial.\nA lawyer of the "
+        "school was surprised. Crowds stood in the rain near the road. It became known that the museum "
+        "delayed the election.\nThe next meeting is in Madrid.",
+        "The brewery stopped the sale of knives and shook hands with Berlin.\nThe school was sued by the brewery.",
     ),
 }
 

@@ -141,9 +141,9 @@ institutions | the {o} did not reply; a lawyer of the {o} was surprised
 shows | tickets for the {o} were sold out; the {o} is held every year
 """
 REMARK = 1.0  # chance of a remark after a main fact
-OPENER, TAIL, JOINED = 0.3, 0.4, 0.4  # chances in a document's sentence; a tail where there is no opener
+OPENER, TAIL, JOINED = 0.15, 0.15, 0.6  # chances in a document's sentence; a tail where there is no opener
 KEPT, MINOR = 0.9, 0.2  # chances that a summary states a main fact, and one that is not
-COPIED, LINKED, HEADLINE = 0.3, 0.2, 0.4  # chances in a summary's sentence
+COPIED, LINKED, HEADLINE = 0.3, 0.05, 0.4  # chances in a summary's sentence
 SUMMARY_TOKENS = range(8, 25)
 
 
