@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks.reward_speed import Size, measure, parse_shape, report
 from torch.nn.functional import rms_norm
 from transformers import (
     CONFIG_MAPPING,
@@ -313,3 +314,17 @@ class TestCheck:
         config = Qwen2Config(use_sliding_window=False)
         config._attn_implementation = "sdpa"
         check_prefix_sharing(SimpleNamespace(config=config))
+
+
+def test_the_benchmark_runs_both_ways_to_equal_losses(capsys):
+    shape = parse_shape("8+4x3")
+    steps = measure(shape, Size(layers=1, width=64, records=2), repeats=2, warm_up=1)
+    capsys.readouterr()
+    report(
+        shape, {"shared": [(0.5, 1.0), (1.0, 1.0)], "copies": [(2.0, 1.0), (2.0, 1.25)]}, {"shared": 2, "copies": 4}
+    )
+    assert (
+        "8 + 4 x 3  2.67 x (2.00 to 4.00), memory 0.50 x, losses differ by at most 2.5e-01" in capsys.readouterr().out
+    )
+    losses = {mode: [loss for _, loss in values] for mode, values in steps.items()}
+    assert len(losses["shared"]) == 2 and losses["shared"] == pytest.approx(losses["copies"], abs=1e-6)
