@@ -368,6 +368,11 @@ def test_every_argument_that_changes_results_belongs_to_a_stage():
     assert read == {item.name for item in fields(StyleArguments)} - unread
 
 
+def test_the_laptop_world_needs_a_trained_start_model(tmp_path):
+    with pytest.raises(ValueError, match="The section 'sft' is empty, but the laptop world has no trained model"):
+        StyleExperiment("sentiment", StyleArguments(), tmp_path).sft(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changed, rerun",
     [

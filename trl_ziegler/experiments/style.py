@@ -18,7 +18,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from .._files import write_jsonl
 from ..kl_control import FixedKLController
@@ -33,7 +33,7 @@ from .evaluation import Judged, evaluate_policy
 from .experiment import Experiment, load_model
 from .generation import Generator, collect_candidates
 from .pipeline import Stage, read_jsonl, write_json
-from .training import train_policy, train_reward_model
+from .training import start_model, train_policy, train_reward_model
 from .worlds import make_world
 
 
@@ -122,21 +122,14 @@ class StyleExperiment(Experiment[StyleArguments]):
 
     def sft(self, folder: Path) -> None:
         """Train the start model on the documents, or point to it where it is used as it is."""
-        if not self.args.sft:
-            write_json(folder / "start.json", {"model": self.args.model})
-            return
-        model, tokenizer = self.world.start_model()
-        trainer = SFTTrainer(
-            model=model,
-            args=self.trainer_config("sft", folder),
-            train_dataset=Dataset.from_dict({"text": self.world.documents("train")}),
-            processing_class=tokenizer,
+        start_model(
+            folder,
+            "sft",
+            self.args.model,
+            self.trainer_config("sft", folder) if self.args.sft else None,
+            self.world.start_model,
+            lambda tokenizer: Dataset.from_dict({"text": self.world.documents("train")}),
         )
-        trainer.train()
-        trainer.save_model(str(folder / "model"))
-        if PartialState().is_main_process:
-            write_json(folder / "start.json", {"model": None})
-            write_json(folder / "log_history.json", trainer.state.log_history)
 
     def collect(self, folder: Path) -> None:
         """Cut queries, sample candidates for labels and samples for the normalisation, all from the start model."""

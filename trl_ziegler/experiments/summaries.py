@@ -45,10 +45,10 @@ from .summaries_evaluation import (
     sampled,
     written,
 )
-from .summaries_records import Record, make_records, stiennon_queries, supervised_rows, without_context
+from .summaries_records import Record, make_records, stiennon_queries, supervised_rows, whole_texts, without_context
 from .summaries_text import few_shot_prefix, lead_3, zero_shot_prompt
 from .summaries_worlds import make_summary_world
-from .training import train_policy, train_reward_model
+from .training import start_model, train_policy, train_reward_model
 
 TASKS = {
     ("tldr", "ziegler"): TLDR,
@@ -115,25 +115,14 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def base(self, folder: Path) -> None:
         """Train the zero-shot model on documents with summaries as the web has them, or take a model as it is."""
-        if not self.args.base:
-            if self.args.model is None:
-                raise ValueError("The section 'base' is empty, but the laptop world has no trained model; fill it.")
-            write_json(folder / "start.json", {"model": self.args.model})
-            return
-        model, tokenizer = self.world.start_model()
-        end = [tokenizer.eos_token_id]
-        texts = [record["context_ids"] + record["reference_ids"] + end for record in self.records("train")]
-        trainer = SFTTrainer(
-            model=model,
-            args=self.trainer_config("base", folder),
-            train_dataset=Dataset.from_dict({"input_ids": texts}),
-            processing_class=tokenizer,
+        start_model(
+            folder,
+            "base",
+            self.args.model,
+            self.trainer_config("base", folder) if self.args.base else None,
+            self.world.start_model,
+            lambda tokenizer: whole_texts(self.records("train"), tokenizer.eos_token_id),
         )
-        trainer.train()
-        trainer.save_model(str(folder / "model"))
-        if PartialState().is_main_process:
-            write_json(folder / "start.json", {"model": None})
-            write_json(folder / "log_history.json", trainer.state.log_history)
 
     def sft(self, folder: Path) -> None:
         """Train the supervised baseline on reference summaries, once for each rate; keep the lowest held-out loss."""

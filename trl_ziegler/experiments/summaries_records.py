@@ -63,6 +63,13 @@ def stiennon_queries(
     return [stiennon_query(tokenizer, row["subreddit"], row["title"], row["document"], length) for row in rows]
 
 
+def whole_texts(records: Sequence[Record], eos_token_id: int) -> Dataset:
+    """Rows of TRL's `SFTTrainer` that are contexts with their references, as a model meets them on the web."""
+    return Dataset.from_dict(
+        {"input_ids": [record["context_ids"] + record["reference_ids"] + [eos_token_id] for record in records]}
+    )
+
+
 def supervised_rows(records: Sequence[Record]) -> Dataset:
     """Rows of TRL's `SFTTrainer` whose loss is on the reference alone."""
     rows = [(record["context_ids"], record["reference_ids"]) for record in records]

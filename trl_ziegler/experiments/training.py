@@ -1,13 +1,14 @@
-"""The trainings that every experiment makes: a reward model from labelled rows, a policy from prompts and rewards."""
+"""The trainings that every experiment makes: a start model, a reward model from labelled rows, a policy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
 
 from ..metrics import BestOfKAccuracy
 from ..ppo_checkpoints import newest_checkpoint
@@ -19,6 +20,40 @@ from ..reward_wrapper import RewardFunction
 from ..tasks import Task
 from .experiment import load_model
 from .pipeline import write_json
+
+
+def start_model(
+    folder: Path,
+    section: str,
+    given: str | None,
+    config: SFTConfig | None,
+    world: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    rows: Callable[[PreTrainedTokenizerBase], Dataset],
+) -> None:
+    """Train the model that everything starts from, or point to a given one; `start.json` in `folder` says which.
+
+    Args:
+        section: What `config` was read from.
+        given: Folder or hub id of one's own model, used as it is without a `config`.
+        config: How it is trained; `None` for not at all.
+        world: Gives the model to train and its tokenizer.
+        rows: From the tokenizer to rows of `SFTTrainer`.
+
+    Raises:
+        ValueError: neither a config nor a given model.
+    """
+    if config is None:
+        if given is None:
+            raise ValueError(f"The section '{section}' is empty, but the laptop world has no trained model; fill it.")
+        write_json(folder / "start.json", {"model": given})
+        return
+    model, tokenizer = world()
+    trainer = SFTTrainer(model=model, args=config, train_dataset=rows(tokenizer), processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model(str(folder / "model"))
+    if PartialState().is_main_process:
+        write_json(folder / "start.json", {"model": None})
+        write_json(folder / "log_history.json", trainer.state.log_history)
 
 
 def train_reward_model(
