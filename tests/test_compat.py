@@ -88,5 +88,6 @@ def test_pyproject_requires_the_same_range():
 def test_every_direct_dependency_is_pinned_inside_its_range():
     pinned = constraints()
     declared = chain(project()["dependencies"], *project()["optional-dependencies"].values())
-    for requirement in map(Requirement, declared):
+    requirements = [requirement for requirement in map(Requirement, declared) if requirement.name != "trl-ziegler"]
+    for requirement in requirements:  # without the extras that an extra includes
         assert requirement.specifier.contains(pinned[requirement.name]), f"{requirement} against constraints.txt"
