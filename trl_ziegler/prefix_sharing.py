@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 SERVED_MODEL_TYPES = (
-    "falcon", "gemma", "glm", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mixtral", "nemotron", "opt", "persimmon",
-    "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+    "falcon", "gemma", "glm", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mixtral", "nemotron", "opt",
+    "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
 """The architectures that the tests hold to equal rewards. Others may overrule a 4-D mask or explicit positions."""
 

@@ -5,7 +5,7 @@ Axis letters: `B` rows, `S` tokens, `H` hidden, `N` reward positions per row.
 
 import os
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,9 @@ class RewardModelMixin:
 
     # Absent on disk by design: `save_pretrained` folds them away, loading puts their neutral values back.
     _keys_to_ignore_on_save = ("score.bias", "score.gain", "score.offset")
-    _keys_to_ignore_on_load_missing = (r"^score\.(bias|gain|offset)$",)
-    _keys_to_ignore_on_load_unexpected = (r"^lm_head\.",)
+    # Lists, as in transformers, whose older releases append to them with `+`.
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"^score\.(bias|gain|offset)$"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^lm_head\."]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
