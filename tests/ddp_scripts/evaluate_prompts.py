@@ -6,6 +6,7 @@ evaluate_prompts.py FOLDER ROWS, with the models FOLDER/policy and FOLDER/refere
 import json
 import sys
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from ppo_runs import PROMPTS
@@ -60,3 +61,5 @@ table = trainer.generate_completions()
 if args.process_index == 0:
     with open(f"{folder}/result.json", "w") as file:
         json.dump({"asked": in_order, "metrics": metrics, "again": again, "table": list(table["query"])}, file)
+# At exit a live process group may abort: gloo's threads outlast what they belong to.
+torch.distributed.destroy_process_group()

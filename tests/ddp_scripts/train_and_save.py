@@ -6,6 +6,7 @@ train_and_save.py FOLDER full|lora, with the model FOLDER/policy
 import json
 import sys
 
+import torch
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from ppo_parts import favour, prompts
@@ -83,3 +84,5 @@ if args.process_index == 0:
     }
     with open(f"{folder}/result.json", "w") as file:
         json.dump(result, file)
+# At exit a live process group may abort: gloo's threads outlast what they belong to.
+torch.distributed.destroy_process_group()
