@@ -20,8 +20,11 @@ class ScoreFunction(Protocol):
 class Labeler(Protocol):
     """Picks the best completion of each prompt (Ziegler et al. 2019, section 2.2: a human picks one of K = 4)."""
 
-    def label(self, prompts: list[Text], completions: list[list[Text]]) -> list[int]:
-        """Return, for each prompt, the index of its best completion, in 0..K-1; K may differ between prompts."""
+    def label(self, prompts: list[Text], completions: list[list[Text]], **columns: list) -> list[int]:
+        """Return, for each prompt, the index of its best completion, in 0..K-1; K may differ between prompts.
+
+        Extra dataset columns arrive as lists with one value per prompt; a labeller ignores those it does not know.
+        """
         ...
 
 
