@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.data.data_collator import DataCollatorMixin
 
-from .prefix_sharing import PackedRows, pack_shared_prefix, packed_inputs
+from .prefix_sharing import PackedRows, pack_shared_prefix, packed_inputs, stack_right_padded
 
 
 @dataclass
@@ -80,9 +80,9 @@ class DataCollatorForBestOfK(DataCollatorMixin):
         if "label" in examples[0]:
             batch["labels"] = torch.tensor([example["label"] for example in examples])
         if "ranking" in examples[0]:
-            batch["rankings"] = _stacked([example["ranking"] for example in examples], max(counts), 0)
+            batch["rankings"] = stack_right_padded([example["ranking"] for example in examples], max(counts), 0)
         if "scores" in examples[0]:
-            batch["scores"] = _stacked([example["scores"] for example in examples], max(counts), 0.0).float()
+            batch["scores"] = stack_right_padded([example["scores"] for example in examples], max(counts), 0.0).float()
         if "margin" in examples[0]:
             batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
         return batch
@@ -97,8 +97,8 @@ class DataCollatorForBestOfK(DataCollatorMixin):
         width = math.ceil(max(map(len, sequences)) / step) * step
         mask = [[1] * len(ids) for ids in sequences]
         return {
-            "input_ids": _stacked(sequences, width, self.pad_token_id),
-            "attention_mask": _stacked(mask, width, 0),
+            "input_ids": stack_right_padded(sequences, width, self.pad_token_id),
+            "attention_mask": stack_right_padded(mask, width, 0),
         }
 
 
@@ -127,7 +127,3 @@ def count_tokens(batch: Mapping[str, Tensor]) -> Tensor:
 
 def _packed(batch: Mapping[str, Tensor]) -> PackedRows:
     return PackedRows(*(batch[name] for name in PackedRows._fields))
-
-
-def _stacked(rows: list[list], width: int, filler: float) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])

@@ -69,10 +69,10 @@ def pack_shared_prefix(
     width = ceil(longest / pad_to_multiple_of) * pad_to_multiple_of
     most = max(len(row.reward_positions) for row in rows)
     return PackedRows(
-        _stack([row.input_ids for row in rows], width, filler),
-        _stack([row.segment_ids for row in rows], width, PADDING),
-        _stack([row.position_ids for row in rows], width, 0),
-        _stack([row.reward_positions for row in rows], most, 0),
+        stack_right_padded([row.input_ids for row in rows], width, filler),
+        stack_right_padded([row.segment_ids for row in rows], width, PADDING),
+        stack_right_padded([row.position_ids for row in rows], width, 0),
+        stack_right_padded([row.reward_positions for row in rows], most, 0),
     )
 
 
@@ -199,5 +199,6 @@ def _pack_record(sequences: Sequence[Sequence[int]]) -> _Row:
     return row
 
 
-def _stack(rows: list[list[int]], width: int, filler: int) -> Tensor:
+def stack_right_padded(rows: Sequence[Sequence[float]], width: int, filler: float) -> Tensor:
+    """`[len(rows), width]`: each row, then `filler`."""
     return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])

@@ -27,7 +27,14 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, 
 from transformers.utils import find_adapter_config_file
 
 from .functional import gain_and_bias
-from .prefix_sharing import PackedRows, can_share_prefix, pack_shared_prefix, packed_inputs, sharing_groups
+from .prefix_sharing import (
+    PackedRows,
+    can_share_prefix,
+    pack_shared_prefix,
+    packed_inputs,
+    sharing_groups,
+    stack_right_padded,
+)
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
 
 REWARD_HEAD_FILE = "reward_head.safetensors"
@@ -359,6 +366,6 @@ def _rewards(model: PreTrainedModel | PeftModel, groups: list[list[list[int]]]) 
 
 def _padded(sequences: list[list[int]], device: torch.device) -> dict[str, Tensor]:
     width = max(map(len, sequences))
-    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in sequences], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in sequences], device=device)
-    return {"input_ids": ids, "attention_mask": mask}
+    ids = stack_right_padded(sequences, width, 0)
+    mask = stack_right_padded([[1] * len(ids) for ids in sequences], width, 0)
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -122,7 +122,6 @@ class StyleArguments(RecipeArguments):
 
 
 SUMMARIZERS = ("supervised", "zero_shot")
-SOURCES = (*SUMMARIZERS, "reference")
 
 
 @dataclass
@@ -174,7 +173,7 @@ class SummaryArguments(RecipeArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("starts", SUMMARIZERS), ("candidate_sources", (*SOURCES, "policy"))):
+        for name, known in (("starts", SUMMARIZERS), ("candidate_sources", (*SUMMARIZERS, "reference", "policy"))):
             check_choices(name, getattr(self, name), known)
         if not set(SUMMARIZERS) & set(self.candidate_sources):
             raise ValueError(

@@ -24,7 +24,6 @@ from .._files import write_jsonl
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
-from ..reward_model import is_normalized, load_reward_model
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import KLEntropyReward, function_name
 from ..tasks import BOOKS, BoundTask
@@ -33,7 +32,7 @@ from .evaluation import Judged, evaluate_policy
 from .experiment import Experiment, load_model
 from .generation import Generator, collect_candidates
 from .pipeline import Stage, read_jsonl, write_json
-from .training import start_model, train_policy, train_reward_model
+from .training import normalized_reward_model, start_model, train_policy, train_reward_model
 from .worlds import make_world
 
 
@@ -246,10 +245,7 @@ class StyleExperiment(Experiment[StyleArguments]):
         """What PPO optimises, and their weights; on a reward model the judge is only logged beside it."""
         if self.args.mode == "direct":
             return [self.judge()], [1.0]
-        model = load_reward_model(self.run_dir / "reward" / "model")
-        if not is_normalized(model):
-            raise ValueError("The reward model is not normalised; run the stage 'reward' again.")
-        return [model, self.judge()], [1.0, 0.0]
+        return [normalized_reward_model(self.run_dir / "reward"), self.judge()], [1.0, 0.0]
 
     def _queries(
         self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int

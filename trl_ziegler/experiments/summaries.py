@@ -20,7 +20,6 @@ from trl import SFTConfig, SFTTrainer
 from .._files import write_jsonl
 from ..labelers import CopiedShare, ReferenceOverlap, ScoreLabeler
 from ..ppo_config import ZieglerPPOConfig
-from ..reward_model import is_normalized, load_reward_model
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import RewardFunction, function_name
 from ..tasks import (
@@ -48,7 +47,7 @@ from .summaries_evaluation import (
 from .summaries_records import Record, make_records, stiennon_queries, supervised_rows, whole_texts, without_context
 from .summaries_text import few_shot_prefix, lead_3, zero_shot_prompt
 from .summaries_worlds import make_summary_world
-from .training import start_model, train_policy, train_reward_model
+from .training import normalized_reward_model, start_model, train_policy, train_reward_model
 
 TASKS = {
     ("tldr", "ziegler"): TLDR,
@@ -126,6 +125,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def sft(self, folder: Path) -> None:
         """Train the supervised baseline on reference summaries, once for each rate; keep the lowest held-out loss."""
+        train = supervised_rows(self.records("train"))
         held_out = supervised_rows(self.records("validation")[: self.args.num_eval_queries])
         rates: Sequence[float | None] = self.args.sft_learning_rates or (None,)
         losses: dict[str, float] = {}
@@ -138,7 +138,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             trainer = SFTTrainer(
                 model=model.train(),
                 args=config,
-                train_dataset=supervised_rows(self.records("train")),
+                train_dataset=train,
                 eval_dataset=held_out,
                 processing_class=tokenizer,
             )
@@ -256,10 +256,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def reward_model(self, number: int) -> PreTrainedModel:
         """The reward model of a round."""
-        model = load_reward_model(self.folder("reward", number) / "model")
-        if not is_normalized(model):
-            raise ValueError("The reward model is not normalised; run the stage 'reward' again.")
-        return model
+        return normalized_reward_model(self.folder("reward", number))
 
     @cached_property
     def bound(self) -> BoundTask:

@@ -217,7 +217,7 @@ def select_summaries(
     tokenizer: PreTrainedTokenizerBase,
     *,
     part: Part,
-    summary_tokens: tuple[int, int] | None = (24, 48),
+    summary_tokens: Sequence[int] | None = (24, 48),
     held_out_share: float = HELD_OUT_SHARE,
 ) -> tuple[list[Row], dict[str, int]]:
     """The rows of one part of the data, in their order, and how many were left out for which reason.

@@ -24,7 +24,7 @@ class SummaryWorldConfig:
 
     Args:
         documents: Documents with summaries that models are trained on and training queries are made of.
-        eval_documents: Held-out ones, about facts that the others never state.
+        eval_documents: Held-out ones, with sets of main facts that no other document has.
         vocab_size: Most tokens of the tokenizer.
         width: Hidden size of the start model.
         layers: Its layers.
@@ -124,12 +124,12 @@ class FileSummaries:
     @cache  # noqa: B019 (one world a run)
     def rows(self, part: Part) -> list[Row]:
         """The rows of `documents` that `select_summaries` keeps; Ziegler et al. clean them first."""
+        return select_summaries(self._all_rows, self.tokenizer, part=part, summary_tokens=self.args.summary_tokens)[0]
+
+    @cached_property
+    def _all_rows(self) -> list[Row]:
         assert self.args.documents is not None  # given with `model`, which the arguments see to
-        limits = (
-            None if self.args.summary_tokens is None else (self.args.summary_tokens[0], self.args.summary_tokens[1])
-        )
-        rows = load_summaries(self.args.documents, clean=self.args.layout == "ziegler")
-        return select_summaries(rows, self.tokenizer, part=part, summary_tokens=limits)[0]
+        return load_summaries(self.args.documents, clean=self.args.layout == "ziegler")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from ..metrics import BestOfKAccuracy
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
-from ..reward_model import load_reward_model, normalize_reward_model, score_token_ids
+from ..reward_model import is_normalized, load_reward_model, normalize_reward_model, score_token_ids
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction
 from ..tasks import Task
@@ -112,6 +112,14 @@ def train_reward_model(
         accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
         write_json(folder / "metrics.json", accuracy)
         refuse_below_chance(accuracy)
+
+
+def normalized_reward_model(folder: Path) -> PreTrainedModel:
+    """The reward model that `train_reward_model` left in `folder`; `ValueError` for one that is not normalised."""
+    model = load_reward_model(folder / "model")
+    if not is_normalized(model):
+        raise ValueError(f"The reward model in {folder} is not normalised; run the stage 'reward' again.")
+    return model
 
 
 def train_policy(

@@ -144,7 +144,7 @@ REMARK = 1.0  # chance of a remark after a main fact
 OPENER, TAIL, JOINED = 0.15, 0.15, 0.6  # chances in a document's sentence; a tail where there is no opener
 KEPT, MINOR = 0.9, 0.2  # chances that a summary states a main fact, and one that is not
 COPIED, LINKED, HEADLINE = 0.3, 0.05, 0.4  # chances in a summary's sentence
-SUMMARY_TOKENS = range(8, 25)
+SUMMARY_TOKENS, DOCUMENT_TOKENS = range(8, 25), range(36, 76)
 
 
 class Fact(NamedTuple):
@@ -252,6 +252,17 @@ class Document(NamedTuple):
     text: str
     told: list[Told]
     summary: list[str]
+
+
+def write(
+    rng: random.Random, domain: Domain, split: str, paragraphs: Callable[[list[Told]], list[list[str]]]
+) -> Document:
+    """A document of 36 to 75 tokens with a reference summary; `paragraphs` sets what is told among other sentences."""
+    while True:
+        told = tell_all(rng, domain, split)
+        text = "\n".join(" ".join(paragraph) for paragraph in paragraphs(told))
+        if len(tokens(text)) in DOCUMENT_TOKENS:
+            return Document(text, told, summarize(rng, domain, told))
 
 
 def tell_all(rng: random.Random, domain: Domain, split: str) -> list[Told]:

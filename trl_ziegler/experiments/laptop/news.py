@@ -3,10 +3,8 @@
 import random
 
 from .corpora import generator
-from .facts import NEWS, Document, Told, fill, summarize, tell_all
-from .grammar import finish, lines, tokens
-
-ARTICLE_TOKENS = range(36, 76)
+from .facts import NEWS, Document, Told, fill, write
+from .grammar import finish, lines
 
 QUOTES = """
 "we are proud of this step," {who} said
@@ -68,12 +66,8 @@ def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
 
 
 def article(rng: random.Random, split: str) -> Document:
-    """An article of bounded length, with what it states."""
-    while True:
-        told = tell_all(rng, NEWS, split)
-        text = "\n".join(" ".join(paragraph) for paragraph in paragraphs(rng, sentences(rng, told)))
-        if len(tokens(text)) in ARTICLE_TOKENS:
-            return Document(text, told, summarize(rng, NEWS, told))
+    """An article, with what it states."""
+    return write(rng, NEWS, split, lambda told: paragraphs(rng, sentences(rng, told)))
 
 
 def sentences(rng: random.Random, told: list[Told]) -> list[str]:

@@ -3,10 +3,8 @@
 import random
 
 from .corpora import generator
-from .facts import POSTS, Document, fill, summarize, tell_all
-from .grammar import finish, lines, tokens
-
-POST_TOKENS = range(36, 76)
+from .facts import POSTS, Document, Told, fill, write
+from .grammar import finish, lines
 
 GREETINGS = """
 hi everyone
@@ -90,12 +88,8 @@ def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
 
 
 def post(rng: random.Random, split: str) -> Document:
-    """A post of bounded length, with what it states."""
-    while True:
-        told = tell_all(rng, POSTS, split)
-        text = "\n".join(" ".join(paragraph) for paragraph in (preamble(rng), body(rng, told), ending(rng)))
-        if len(tokens(text)) in POST_TOKENS:
-            return Document(text, told, summarize(rng, POSTS, told))
+    """A post, with what it states."""
+    return write(rng, POSTS, split, lambda told: [preamble(rng), body(rng, told), ending(rng)])
 
 
 def preamble(rng: random.Random) -> list[str]:
@@ -103,7 +97,7 @@ def preamble(rng: random.Random) -> list[str]:
     return pick(rng, GREETINGS, 1) + pick(rng, PREAMBLES, rng.randint(1, 2))
 
 
-def body(rng: random.Random, told: list) -> list[str]:
+def body(rng: random.Random, told: list[Told]) -> list[str]:
     """Facts in order, asides anywhere."""
     blocks = [[sentence, *remarks] for sentence, _, remarks in told]
     for aside in pick(rng, ASIDES, rng.randint(0, 1)):
