@@ -251,9 +251,9 @@ class TestRacesOnPostgresql:
         ids = store.add(records(2), repeats=1).ids
         lock_open, taken = store_module.lock_open, []
 
-        def look_then_lose(session, labeller, now):
+        def look_then_lose(session, labeller, now, task):
             if labeller == "bob" or taken:
-                return lock_open(session, labeller, now)
+                return lock_open(session, labeller, now, task)
             looked_up = session.scalars(queries.open_for(labeller, now)).first()
             taken.append(store.take("bob").comparison.id)
             return looked_up

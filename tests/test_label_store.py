@@ -7,7 +7,7 @@ import pytest
 from label_records import answer_all, records
 from sqlalchemy import select
 
-from trl_ziegler.labelers.human import LabelStore
+from trl_ziegler.labelers.human import LabelStore, summaries
 from trl_ziegler.labelers.human.schema import Token
 from trl_ziegler.metrics.agreement import Agreement
 
@@ -73,6 +73,66 @@ class TestLeases:
             LabelStore(location, lease=timedelta(0))
         with pytest.raises(ValueError, match="tells a time without its zone; give one in UTC"):
             LabelStore(location, clock=datetime.now)
+
+
+class TestTasks:
+    @pytest.fixture
+    def ids(self, store):
+        store.add_labeller("ann")
+        return store.add(
+            [{**record, "task": task} for record, task in zip(records(3), ("a", "b", None), strict=True)]
+        ).ids
+
+    def test_a_page_of_one_task_gets_its_comparisons_and_those_without_any(self, store, ids):
+        taken = []
+        while (work := store.take("ann", task="b")) is not None:
+            taken.append(work.comparison.id)
+            store.answer("ann", work.comparison.id, label=0, seconds=1)
+        assert taken == ids[1:]
+        assert store.take("ann").comparison.id == ids[0]
+
+    def test_work_in_hand_of_another_task_waits(self, store, ids):
+        assert store.take("ann", task="a").comparison.id == ids[0]
+        assert store.take("ann", task="b").comparison.id == ids[1]
+        assert store.take("ann", task="a").comparison.id == ids[0]
+
+    def test_what_is_left_and_counted_goes_by_task_too(self, store):
+        store.add(records(3, task="a"), repeats=2), store.add(records(4, task="b"), repeats=1)
+        for name in ("ann", "bob"):
+            store.add_labeller(name)
+        answer_all(store, "ann")
+        store.take("bob")
+        with store.reading() as session:
+            assert [summaries.remaining(session, task) for task in ("a", "b", "c", None)] == [3, 0, 0, 3]
+            assert [summaries.counts(session, task).comparisons for task in ("a", "b", "c", None)] == [3, 4, 0, 7]
+            assert summaries.counts(session).remaining == 3
+
+
+class TestOwnProgress:
+    def test_is_the_entry_of_progress(self, store, clock):
+        store.add(records(6), repeats=2)
+        for name in ("ann", "bob"):
+            store.add_labeller(name)
+        for act in ("label", "skip", "flag", "label", "retract", "label"):
+            clock.turn(seconds=1)
+            work = store.take("ann")
+            if act == "label":
+                store.answer("ann", work.comparison.id, label=1, seconds=3)
+            elif act == "retract":
+                store.retract("ann")
+            else:
+                getattr(store, act)("ann", work.comparison.id, "unclear", seconds=4)
+        answer_all(store, "bob", seconds=50)
+        with store.reading() as session:
+            assert [summaries.progress_of(session, name) for name in ("ann", "bob")] == store.progress()
+
+    def test_speed_is_that_of_the_last_answers(self, store):
+        store.add(records(5))
+        store.add_labeller("ann")
+        for seconds in (100, 90, 1, 2, 4):
+            store.answer("ann", store.take("ann").comparison.id, label=1, seconds=seconds)
+        with store.reading() as session:
+            assert summaries.progress_of(session, "ann", last=3).median_seconds == 2
 
 
 class TestAnswers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, true
 from sqlalchemy.orm import aliased
 
 from .schema import (
@@ -57,27 +57,40 @@ def label_count() -> ColumnElement[int]:
     )
 
 
-def held_by(labeller: str, now: datetime) -> Select[Comparison, Lease]:
-    """What `labeller` has in hand, the last lease first: an answer taken back comes before the work it interrupted."""
+def of_task(task: str | None) -> ColumnElement[bool]:
+    """The comparison names the question `task`; any comparison for None."""
+    return true() if task is None else Comparison.task == task
+
+
+def asks(task: str | None) -> ColumnElement[bool]:
+    """The comparison names the question `task` or none, so that a page of this task shows it; any for None."""
+    return true() if task is None else or_(Comparison.task == task, Comparison.task.is_(None))
+
+
+def held_by(labeller: str, now: datetime, task: str | None = None) -> Select[Comparison, Lease]:
+    """What `labeller` has in hand (that `asks` for `task`).
+
+    The last lease comes first: an answer taken back before the work that this interrupted.
+    """
     unanswered = ~_answered_by(labeller)
     return (
         select(Comparison, Lease)
         .join(Lease, Lease.comparison_id == Comparison.id)
-        .where(Lease.labeller == labeller, Lease.expires_at > now, unanswered, in_pool())
+        .where(Lease.labeller == labeller, Lease.expires_at > now, unanswered, in_pool(), asks(task))
         .order_by(Lease.id.desc())
         .limit(1)
     )
 
 
-def open_for(labeller: str, now: datetime) -> Select[Comparison]:
-    """What can be handed to `labeller`, in order of arrival.
+def open_for(labeller: str, now: datetime, task: str | None = None) -> Select[Comparison]:
+    """What can be handed to `labeller` (that `asks` for `task`), in order of arrival.
 
     It lacks labels even if all who have it in hand answer, and `labeller` has not answered it.
     """
     return (
         select(Comparison)
         .join(OpenComparison, OpenComparison.comparison_id == Comparison.id)
-        .where(label_count() + _lease_count(now) < Comparison.repeats, ~_answered_by(labeller))
+        .where(asks(task), label_count() + _lease_count(now) < Comparison.repeats, ~_answered_by(labeller))
         .order_by(OpenComparison.position)
     )
 
@@ -109,6 +122,11 @@ def valid_tokens() -> Select[Token]:
     """The last token of each labeller."""
     newest = select(func.max(Token.id)).group_by(Token.labeller)
     return select(Token).where(Token.id.in_(newest))
+
+
+def valid_token_ids() -> Select[str, int]:
+    """Labeller and id of the last token of each labeller."""
+    return select(Token.labeller, func.max(Token.id)).group_by(Token.labeller)
 
 
 def _answered_by(labeller: str) -> ColumnElement[bool]:

@@ -98,9 +98,9 @@ def lock_labeller(session: Session, labeller: str) -> None:
         raise ValueError(f"labeller={labeller!r} is not known; add the name with `add_labeller`.")
 
 
-def lock_open(session: Session, labeller: str, now: datetime) -> Comparison | None:
+def lock_open(session: Session, labeller: str, now: datetime, task: str | None = None) -> Comparison | None:
     """The first comparison open for `labeller`, its row locked; waits for rows of rivals only if no other is open."""
-    query = queries.open_for(labeller, now).limit(1)
+    query = queries.open_for(labeller, now, task).limit(1)
     for skip_locked in (True, False):
         comparison = session.scalars(query.with_for_update(of=Comparison, skip_locked=skip_locked)).first()
         if comparison is not None:

@@ -193,20 +193,20 @@ class LabelStore:
 
     # ---- Work -------------------------------------------------------------------------------------------------------
 
-    def take(self, labeller: str) -> Assignment | None:
+    def take(self, labeller: str, *, task: str | None = None) -> Assignment | None:
         """Give `labeller` a comparison under a lease: the one in hand if there is one, else the first open one.
 
         Open is what is in the pool, lacks labels (those that others have in hand counted in), and has no answer of
-        this labeller. None if nothing is open.
+        this labeller. With `task`, only comparisons of this task and such that name none. None if nothing is open.
         """
         while True:
             with self.writing() as session:
                 lock_labeller(session, labeller)
                 now = self.clock()
-                held = session.execute(queries.held_by(labeller, now)).first()
+                held = session.execute(queries.held_by(labeller, now, task)).first()
                 if held is not None:
                     return assignment(*held)
-                comparison = lock_open(session, labeller, now)
+                comparison = lock_open(session, labeller, now, task)
                 if comparison is None:
                     return None
                 # A rival may have leased it after our query looked and before our lock: look again under the lock.
@@ -370,7 +370,7 @@ class LabelStore:
     def ratings(self, *, task: str | None = None) -> dict[str, list[Any]]:
         """Arguments of `Agreement().compute(**...)`: labels, labellers and K of each labelled comparison."""
         with self.reading() as session:
-            return summaries.ratings(session, task)
+            return summaries.ratings(session, queries.of_task(task))
 
     def counts(self) -> summaries.Counts:
         """Where the store stands: comparisons, labels, and how many are still to be given."""
