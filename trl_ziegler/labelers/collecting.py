@@ -100,7 +100,8 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
     if "label" in record:
         raise ValueError(f"{where} has label={record['label']!r} already; request only records without a label.")
     completions = record["completions"]
-    if isinstance(completions, str) or len(completions) < 2 or all(text == completions[0] for text in completions):
+    is_list = isinstance(completions, list | tuple)
+    if not is_list or len(completions) < 2 or all(text == completions[0] for text in completions):
         raise ValueError(
-            f"{where}: completions={completions!r} leave nothing to choose from; give 2 or more that differ."
+            f"{where}: completions={completions!r} leave nothing to choose from; give a list of 2 or more that differ."
         )

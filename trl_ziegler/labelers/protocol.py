@@ -33,3 +33,15 @@ def plain_text(text: Text) -> str:
     if isinstance(text, str):
         return text
     return "\n".join(message["content"] for message in text)
+
+
+def check_rows(prompts: list[Text], completions: list[list[Text]], columns: dict[str, list]) -> None:
+    """Refuse arguments of `Labeler.label` that differ in length, or a prompt with fewer than 2 completions."""
+    for name, values in {"completions": completions, **columns}.items():
+        if len(values) != len(prompts):
+            raise ValueError(f"{name} has {len(values)} rows for {len(prompts)} prompts; give one row per prompt.")
+    for i, candidates in enumerate(completions):
+        if isinstance(candidates, str) or len(candidates) < 2:
+            raise ValueError(
+                f"completions[{i}]={candidates!r} leaves nothing to choose from; give a list of at least 2 texts."
+            )

@@ -3,7 +3,7 @@
 import math
 import random
 
-from .protocol import ScoreFunction, Text
+from .protocol import ScoreFunction, Text, check_rows
 
 
 class ScoreLabeler:
@@ -91,7 +91,7 @@ class ScoreLabeler:
     def _scores(
         self, prompts: list[Text], completions: list[list[Text]], columns: dict[str, list]
     ) -> list[list[float]]:
-        self._check_shapes(prompts, completions, columns)
+        check_rows(prompts, completions, columns)
         rows = [i for i, candidates in enumerate(completions) for _ in candidates]
         flat = [completion for candidates in completions for completion in candidates]
         repeated = {name: [values[i] for i in rows] for name, values in columns.items()}
@@ -111,17 +111,6 @@ class ScoreLabeler:
         if rng.random() < self.error_rate:
             return rng.choice([i for i in range(len(scores)) if i != best])
         return best
-
-    @staticmethod
-    def _check_shapes(prompts: list[Text], completions: list[list[Text]], columns: dict[str, list]) -> None:
-        for name, values in {"completions": completions, **columns}.items():
-            if len(values) != len(prompts):
-                raise ValueError(f"{name} has {len(values)} rows for {len(prompts)} prompts; give one row per prompt.")
-        for i, candidates in enumerate(completions):
-            if isinstance(candidates, str) or len(candidates) < 2:
-                raise ValueError(
-                    f"completions[{i}]={candidates!r} leaves nothing to choose from; give a list of at least 2 texts."
-                )
 
     @staticmethod
     def _check_scores(scores: list[float], prompts: list[Text], completions: list[Text]) -> None:

@@ -3,7 +3,8 @@
 `store.py` is the outline: add comparisons, hand them out under a lease, take answers, read labels. `content.py` says
 what a comparison is and checks it, `schema.py` holds the tables, `database.py` opens SQLite or PostgreSQL,
 `queries.py` holds the conditions that both share, `steps.py` the parts of a transaction, `summaries.py` what is read
-out, `export.py` the files, `merge.py` how answers from a file join those of the store.
+out, `export.py` the files, `merge.py` how answers from a file join those of the store, `labeler.py` a labeller that
+asks people through it.
 """
 
 try:
@@ -22,6 +23,7 @@ from .export import (
     import_jsonl,
     import_openai,
 )
+from .labeler import HumanLabeler
 from .schema import Answer, Comparison, Decision, StopRequest
 from .steps import Added, Assignment
 from .store import LabelStore
@@ -36,6 +38,7 @@ __all__ = [
     "Comparison",
     "Counts",
     "Decision",
+    "HumanLabeler",
     "LabelStore",
     "Progress",
     "StopRequest",
