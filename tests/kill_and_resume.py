@@ -16,12 +16,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, TrainerCallback
 
 from trl_ziegler import Task, ZieglerPPOConfig, ZieglerPPOTrainer
 from trl_ziegler.experiments.laptop.tiny_model import build_tokenizer, lm_config
+from trl_ziegler.experiments.recipe import end_processes
 
 UPDATES, KILLED_IN_UPDATE = 4, 3
 EPOCHS = 2
@@ -77,6 +79,7 @@ def work(folder: Path, kill: bool, num_processes: int) -> None:
     if trainer.is_world_process_zero():
         state = {"beta": trainer.kl_controller.value, "log": trainer.state.log_history[:UPDATES]}
         (folder / "final" / "state.json").write_text(json.dumps(state))
+    end_processes(PartialState())
 
 
 def run(folder: Path, kill: bool, num_processes: int) -> int:

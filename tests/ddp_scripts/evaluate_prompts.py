@@ -6,12 +6,13 @@ evaluate_prompts.py FOLDER ROWS, with the models FOLDER/policy and FOLDER/refere
 import json
 import sys
 
-import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from ppo_runs import PROMPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_ziegler.experiments.recipe import end_processes
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 from trl_ziegler.tasks import Task
@@ -61,5 +62,4 @@ table = trainer.generate_completions()
 if args.process_index == 0:
     with open(f"{folder}/result.json", "w") as file:
         json.dump({"asked": in_order, "metrics": metrics, "again": again, "table": list(table["query"])}, file)
-# At exit a live process group may abort: gloo's threads outlast what they belong to.
-torch.distributed.destroy_process_group()
+end_processes(PartialState())

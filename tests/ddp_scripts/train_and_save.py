@@ -6,13 +6,14 @@ train_and_save.py FOLDER full|lora, with the model FOLDER/policy
 import json
 import sys
 
-import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from ppo_parts import favour, prompts
 from ppo_runs import training_logs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_ziegler.experiments.recipe import end_processes
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 
@@ -84,5 +85,4 @@ if args.process_index == 0:
     }
     with open(f"{folder}/result.json", "w") as file:
         json.dump(result, file)
-# At exit a live process group may abort: gloo's threads outlast what they belong to.
-torch.distributed.destroy_process_group()
+end_processes(PartialState())

@@ -18,6 +18,9 @@ from .report import write_report
 from .style import StyleExperiment
 from .summaries import SummaryExperiment
 
+LAST_TENSORS = 1.0
+"""Seconds within which gloo's threads have let go of their tensors; milliseconds, unless the machine is busy."""
+
 EXPERIMENTS: tuple[type[Experiment], ...] = (StyleExperiment, SummaryExperiment)
 
 
@@ -40,6 +43,7 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
         report = write_report(run_dir)
     state.wait_for_everyone()
     state.print(f"Report: {report}")
+    end_processes(state)
     return report
 
 
@@ -63,6 +67,18 @@ def start_processes(cpu_threads: int | None) -> PartialState:
         torch.set_num_threads(threads)
         state.print(f"Using {threads} CPU threads in each of {state.num_processes} processes.")
     return state
+
+
+def end_processes(state: PartialState) -> None:
+    """Take the process group down, so that the interpreter can end.
+
+    A thread of gloo frees the tensors of a collective a moment after that has returned, for which it needs the
+    interpreter's lock. If that is ending by then, Python before 3.14 ends the thread inside C++ code and the
+    process aborts ("terminate called without an active exception"), though all its work is done.
+    """
+    if state.num_processes > 1:
+        time.sleep(LAST_TENSORS)
+        state.destroy_process_group()
 
 
 def write_results(
