@@ -52,7 +52,7 @@ LAYERS = {
         "reward_trainer",
         "rollout",
     },
-    "online": {"online"},
+    "online": {"online", "online_candidates", "online_files", "online_schedule"},
     "experiments": {"experiments"},
     "flat names": {"__init__"},
     "recipes": {"recipes"},
