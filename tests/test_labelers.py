@@ -86,11 +86,28 @@ class TestScoreLabeler:
         assert alone[::-1] == together
         assert ScoreLabeler(numbers, seed=1, **noise).label(prompts, completions) != together
 
+    def test_position_bias_is_a_price_that_grows_with_the_place(self):
+        # prices 0, 0.5, 1: the scores become 0, 0.4, -0.1, then 0, 0.6, 0.3, then 0, 0.4, 0.5
+        rows = [["0", "0.9", "0.9"], ["0", "1.1", "1.3"], ["0", "0.9", "1.5"]]
+        labeler = ScoreLabeler(numbers, position_bias=1.0)
+        assert labeler.label(["p", "q", "r"], rows) == [1, 1, 2]
+        assert labeler.rank(["p", "q", "r"], rows) == [[1, 0, 2], [1, 2, 0], [2, 1, 0]]
+        assert ScoreLabeler(numbers, position_bias=-1.0).label(["p"], [["0.9", "0", "0"]]) == [2]
+
+    def test_position_bias_pulls_a_noisy_labeller_to_the_first_place(self):
+        # prices 0 and ln 3 at temperature 1: the first of two equals has odds of 3 : 1
+        labeler = ScoreLabeler(numbers, boltzmann_temperature=1.0, position_bias=math.log(3.0))
+        labels = labeler.label([str(i) for i in range(4000)], [["2", "2"]] * 4000)
+        assert labels.count(0) / 4000 == pytest.approx(0.75, abs=0.025)
+
     def test_two_kinds_of_noise_are_refused(self):
         with pytest.raises(ValueError, match=r"error_rate=0.1 and boltzmann_temperature=1.0.*only one"):
             ScoreLabeler(numbers, error_rate=0.1, boltzmann_temperature=1.0)
 
-    @pytest.mark.parametrize("options", [{"error_rate": 1.5}, {"error_rate": -0.1}, {"boltzmann_temperature": 0.0}])
+    @pytest.mark.parametrize(
+        "options",
+        [{"error_rate": 1.5}, {"error_rate": -0.1}, {"boltzmann_temperature": 0.0}, {"position_bias": math.inf}],
+    )
     def test_noise_out_of_range_is_refused_by_name_and_value(self, options):
         ((name, value),) = options.items()
         with pytest.raises(ValueError, match=f"{name}={value}"):

@@ -18,6 +18,9 @@ class ScoreLabeler:
             other K-1 candidates with equal chances.
         boltzmann_temperature (`float`, *optional*): if given, choose with p ∝ exp(score / temperature) instead of
             the argmax; in units of the score. Excludes `error_rate`.
+        position_bias (`float`, *optional*, defaults to `0.0`): what a place costs: a candidate loses this much of its
+            score in the last place, proportionally less before it, and nothing in the first. In units of the score;
+            a negative one favours the last.
         seed (`int`, *optional*, defaults to `0`): seed of the noise.
 
     Example:
@@ -35,6 +38,7 @@ class ScoreLabeler:
         *,
         error_rate: float = 0.0,
         boltzmann_temperature: float | None = None,
+        position_bias: float = 0.0,
         seed: int = 0,
     ):
         if not 0.0 <= error_rate <= 1.0:
@@ -48,9 +52,12 @@ class ScoreLabeler:
                 f"error_rate={error_rate} and boltzmann_temperature={boltzmann_temperature} are two kinds of labeller "
                 "noise; give only one of them."
             )
+        if not math.isfinite(position_bias):
+            raise ValueError(f"position_bias={position_bias} must be a finite number; 0 leaves it out.")
         self.score_fn = score_fn
         self.error_rate = error_rate
         self.boltzmann_temperature = boltzmann_temperature
+        self.position_bias = position_bias
         self.seed = seed
 
     def label(self, prompts: list[Text], completions: list[list[Text]], **columns: list) -> list[int]:
@@ -91,14 +98,8 @@ class ScoreLabeler:
     def _scores(
         self, prompts: list[Text], completions: list[list[Text]], columns: dict[str, list]
     ) -> list[list[float]]:
-        check_rows(prompts, completions, columns)
-        rows = [i for i, candidates in enumerate(completions) for _ in candidates]
-        flat = [completion for candidates in completions for completion in candidates]
-        repeated = {name: [values[i] for i in rows] for name, values in columns.items()}
-        scores = self.score_fn([prompts[i] for i in rows], flat, **repeated)
-        self._check_scores(scores, [prompts[i] for i in rows], flat)
-        remaining = iter(scores)
-        return [[next(remaining) for _ in candidates] for candidates in completions]
+        scores = candidate_scores(self.score_fn, prompts, completions, columns)
+        return [[score - self.position_bias * i / (len(row) - 1) for i, score in enumerate(row)] for row in scores]
 
     def _choose(self, scores: list[float], prompt: Text, candidates: list[Text]) -> int:
         best = max(range(len(scores)), key=scores.__getitem__)  # max() keeps the first of equals
@@ -112,15 +113,33 @@ class ScoreLabeler:
             return rng.choice([i for i in range(len(scores)) if i != best])
         return best
 
-    @staticmethod
-    def _check_scores(scores: list[float], prompts: list[Text], completions: list[Text]) -> None:
-        if len(scores) != len(completions):
+
+def candidate_scores(
+    score_fn: ScoreFunction, prompts: list[Text], completions: list[list[Text]], columns: dict[str, list]
+) -> list[list[float]]:
+    """The score of each completion, grouped as `completions` are; `score_fn` is called once, on flat lists.
+
+    Raises:
+        ValueError: if lengths disagree, a prompt has fewer than 2 completions, or a score is not finite.
+    """
+    check_rows(prompts, completions, columns)
+    rows = [i for i, candidates in enumerate(completions) for _ in candidates]
+    flat = [completion for candidates in completions for completion in candidates]
+    repeated = {name: [values[i] for i in rows] for name, values in columns.items()}
+    scores = score_fn([prompts[i] for i in rows], flat, **repeated)
+    _check_scores(scores, [prompts[i] for i in rows], flat)
+    remaining = iter(scores)
+    return [[next(remaining) for _ in candidates] for candidates in completions]
+
+
+def _check_scores(scores: list[float], prompts: list[Text], completions: list[Text]) -> None:
+    if len(scores) != len(completions):
+        raise ValueError(
+            f"score_fn returned {len(scores)} scores for {len(completions)} completions; it must return one each."
+        )
+    for score, prompt, completion in zip(scores, prompts, completions, strict=True):
+        if not math.isfinite(score):
             raise ValueError(
-                f"score_fn returned {len(scores)} scores for {len(completions)} completions; it must return one each."
+                f"score_fn returned {score} for prompt {prompt!r} and completion {completion!r}; "
+                "a labeller needs finite scores."
             )
-        for score, prompt, completion in zip(scores, prompts, completions, strict=True):
-            if not math.isfinite(score):
-                raise ValueError(
-                    f"score_fn returned {score} for prompt {prompt!r} and completion {completion!r}; "
-                    "a labeller needs finite scores."
-                )
