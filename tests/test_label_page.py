@@ -1,0 +1,405 @@
+"""The labelling page without a browser: who gets in, what is shown, what is stored, what is refused."""
+
+import logging
+import re
+import sys
+import time
+
+import pytest
+from label_records import answer_all, records
+from label_visitor import HOSTILE, RESEARCHER_TOKEN, Visitor
+from sqlalchemy import select
+
+from trl_ziegler.labelers.human.page import Instructions, create_app, read_instructions
+from trl_ziegler.labelers.human.page.access import ATTEMPTS
+from trl_ziegler.labelers.human.page.app import BODY_LIMIT
+from trl_ziegler.labelers.human.page.instructions import TASKS
+from trl_ziegler.labelers.human.page.standing import disagrees, read_standing
+from trl_ziegler.labelers.human.schema import Answer
+
+pytest_plugins = ("label_fixtures", "label_page_fixtures")
+
+
+def answers(store) -> list[Answer]:
+    with store.reading() as session:
+        return list(session.scalars(select(Answer).order_by(Answer.id)))
+
+
+class TestLogin:
+    def test_leads_to_the_first_comparison(self, ann):
+        assert ann.reply.request.path == "/" and "Which continuation is the most positive and happy?" in ann.page
+        assert "Prompt 0" in ann.page and sorted(ann.texts()) == [f"answer 0.{i}" for i in range(4)]
+
+    @pytest.mark.parametrize("token", ["", "wrong", "ä", "\ud800", "x" * 5000])
+    def test_wrong_tokens_stay_outside(self, app, store, ids, token):
+        store.add_labeller("ann")
+        visitor = Visitor(app).log_in(token.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
+        assert visitor.status == 403 and "This token is not valid" in visitor.page
+        assert visitor.get("/").reply.request.path == "/login"
+
+    @pytest.mark.parametrize("path", ["/", "/researcher"])
+    def test_comes_before_everything(self, app, ids, path):
+        visitor = Visitor(app).get(path)
+        assert visitor.reply.request.path == "/login" and "Prompt" not in visitor.page
+
+    def test_many_wrong_tokens_make_an_address_wait(self, app, store):
+        token = store.add_labeller("ann")
+        visitor = Visitor(app)
+        for _ in range(ATTEMPTS):
+            assert visitor.log_in("wrong").status == 403
+        visitor.log_in(token)
+        assert visitor.status == 429 and visitor.reply.headers["Retry-After"] == "60"
+        assert app.test_client().get("/api/next", headers={"Authorization": f"Bearer {token}"}).status_code == 429
+
+    def test_wrong_tokens_are_forgotten_after_a_while(self, app, store, ids, monkeypatch):
+        visitor = Visitor(app)
+        for _ in range(ATTEMPTS):
+            visitor.log_in("wrong")
+        later = time.monotonic() + 61
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert visitor.log_in(store.add_labeller("ann")).reply.request.path == "/"
+
+    def test_ends_when_the_token_is_replaced(self, ann, store):
+        store.replace_token("ann")
+        ann.post("/answer", place=0)
+        assert ann.reply.request.path == "/login" and answers(store) == []
+
+    def test_logging_out_ends_the_session(self, ann):
+        assert ann.post("/logout").reply.request.path == "/login"
+        assert ann.get("/").reply.request.path == "/login"
+
+    def test_outlives_the_server(self, ann, store):
+        name = ann.client.application.config["SESSION_COOKIE_NAME"]
+        cookie = ann.client.get_cookie(name).value
+        for token, status in ((RESEARCHER_TOKEN, 200), (RESEARCHER_TOKEN[::-1], 303)):
+            restarted = create_app(store, researcher_token=token, task="sentiment")
+            client = restarted.test_client()
+            client.set_cookie(restarted.config["SESSION_COOKIE_NAME"], cookie)
+            assert client.get("/").status_code == status
+
+    def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(self, app):
+        cookie = app.test_client().get("/login").headers["Set-Cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+
+    def test_no_token_is_logged(self, app, store, ids, caplog):
+        caplog.set_level(logging.DEBUG)
+        token = store.add_labeller("ann")
+        visitor = Visitor(app).log_in(token)
+        visitor.post("/answer", place=1)
+        Visitor(app).log_in("a wrong token"), Visitor(app).log_in(RESEARCHER_TOKEN)
+        app.test_client().get("/api/next", headers={"Authorization": f"Bearer {token}"})
+        for secret in (token, "a wrong token", RESEARCHER_TOKEN):
+            assert secret not in caplog.text and secret not in visitor.page
+
+    def test_a_short_token_for_the_researcher_is_refused(self, store):
+        with pytest.raises(ValueError, match="researcher_token has 6 characters; give at least 32 random ones"):
+            create_app(store, researcher_token="secret", task="sentiment")
+
+
+class TestComparison:
+    def test_hostile_texts_are_only_text(self, app, store):
+        store.add([{"prompt": "<b>She</b> was", "completions": HOSTILE, "task": "sentiment"}], repeats=1)
+        page = Visitor(app).log_in(store.add_labeller("<i>eve</i>"))
+        assert sorted(page.texts()) == sorted(HOSTILE)
+        assert "&lt;b&gt;She&lt;/b&gt; was" in page.page and "&lt;i&gt;eve&lt;/i&gt;" in page.page
+        assert page.page.count("<script") == 1 and "<img" not in page.page and "<h1>Press" not in page.page
+
+    def test_chats_are_shown_by_message(self, app, store):
+        prompt = [{"role": "user", "content": "A story, please."}, {"role": "<b>tool</b>", "content": [{"text": "x"}]}]
+        chats = [[{"role": "assistant", "content": f"Story {i}", "tool_calls": None}] for i in range(2)]
+        chats[1][0]["tool_calls"] = [{"name": "search"}]
+        store.add([{"prompt": prompt, "completions": chats}], repeats=1)
+        page = Visitor(app).log_in(store.add_labeller("ann")).page
+        assert "A story, please." in page and "&lt;b&gt;tool&lt;/b&gt;" in page and "Story 0" in page
+        assert "&#34;name&#34;: &#34;search&#34;" in page and "&#34;text&#34;: &#34;x&#34;" in page
+
+    def test_texts_of_spaces_are_said_to_be_so(self, app, store):
+        store.add([{"prompt": "She", "completions": [" \n", " was"]}], repeats=1)
+        assert "(nothing but spaces)" in Visitor(app).log_in(store.add_labeller("ann")).page
+
+    def test_says_nothing_about_where_texts_come_from(self, ann):
+        assert "secret policy" not in ann.page and "4711" not in ann.page
+
+    def test_ten_have_keys_and_further_ones_a_button(self, app, store):
+        store.add(records(1, k=12, task="sentiment"), repeats=1)
+        page = Visitor(app).log_in(store.add_labeller("ann")).page
+        keys = re.findall(r'<button name="place" value="(\d+)"[^>]*?data-key="(\d)"', page)
+        assert keys == [(str(place), str((place + 1) % 10)) for place in range(10)]
+        assert '<button name="place" value="11"' in page
+
+    def test_those_of_other_tasks_are_left_out(self, app, store):
+        store.add(records(2, task="tldr"), repeats=1)
+        page = Visitor(app).log_in(store.add_labeller("ann")).page
+        assert "Nothing to label at the moment" in page and '<b id="remaining">0</b>' in page
+
+    def test_shows_instructions_until_the_first_answer(self, ann):
+        assert '<details class="instructions" open>' in ann.page
+        assert '<details class="instructions">' in ann.post("/answer", place=0).page
+
+    def test_shows_progress_own_speed_and_what_is_left(self, ann, monkeypatch):
+        for seconds in ("4", "6", "11"):
+            ann.post("/answer", place=0, seconds=seconds)
+        assert '<b id="answered">3</b>' in ann.page and "<b>6.0 s</b> per answer" in ann.page
+        assert '<b id="remaining">18</b>' in ann.page  # read once in five seconds
+        later = time.monotonic() + 6
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert '<b id="remaining">15</b>' in ann.get("/").page
+
+    def test_ends_when_all_is_answered(self, ann, ids):
+        for _ in ids:
+            ann.post("/answer", place=0)
+        assert "Nothing to label at the moment" in ann.page
+        assert "Prompt 5" in ann.post("/undo").page
+
+
+class TestAnswers:
+    def test_are_stored_in_the_original_order(self, app, store, ids):
+        orders = set()
+        for name in ("ann", "bob", "cyd"):
+            visitor = Visitor(app).log_in(store.add_labeller(name))
+            for number in range(6):
+                texts = visitor.texts()
+                orders.add(tuple(text[-1] for text in texts))
+                visitor.post("/answer", place=texts.index(f"answer {number}.2"))
+        assert [answer.label for answer in answers(store)] == [2] * 18
+        assert len(orders) > 6
+
+    def test_have_the_time_that_the_script_measured(self, ann, store):
+        ann.post("/answer", place=0, seconds="4.217")
+        assert answers(store)[0].seconds == 4.217
+
+    def test_have_the_servers_time_without_a_script(self, ann, store):
+        ann.post("/answer", place=0, shown_at=str(time.time() - 30))
+        assert 30 <= answers(store)[0].seconds < 40
+
+    def test_sent_twice_count_once(self, ann, store):
+        first = ann.hidden()
+        ann.post("/answer", place=1)
+        ann.post("/answer", place=1, comparison=first["comparison"])
+        assert len(answers(store)) == 1 and "Prompt 1" in ann.page
+
+    def test_against_ones_own_are_refused_in_words(self, ann, store):
+        first = ann.hidden()
+        ann.post("/answer", place=1)
+        ann.post("/answer", place=2, comparison=first["comparison"])
+        assert len(answers(store)) == 1 and "Not stored: labeller=&#39;ann&#39; has answered" in ann.page
+
+    def test_skip(self, ann, store):
+        assert "Prompt 1" in ann.post("/answer", skip="cannot say").page
+        assert (answers(store)[0].kind, answers(store)[0].reason) == ("skip", "cannot say")
+
+    def test_flag(self, ann, store):
+        assert "Prompt 1" in ann.post("/answer", flag="it is in French").page
+        assert [flag.reason for flag in store.flags()] == ["it is in French"]
+        assert "Not stored" in ann.post("/answer", flag="   ").page and len(store.flags()) == 1
+        assert "say it in 2000" in ann.post("/answer", flag="x" * 2001).page and len(store.flags()) == 1
+
+    def test_undo_shows_the_comparison_again(self, ann, store):
+        ann.post("/answer", place=0)
+        assert "Prompt 1" in ann.page
+        ann.post("/undo")
+        assert "Prompt 0" in ann.page and store.counts().labels == 0
+        assert "has no answer to take back" in ann.post("/undo").page
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"place": "4"}, {"place": "-1"}, {"place": "1", "skip": "x"}, {}, {"place": "1", "seconds": "nan"},
+         {"place": "1", "comparison": "0" * 64}, {"place": "1", "comparison": None}, {"place": "1", "seconds": "x"},
+         {"place": "١"}, {"place": "1", "seconds": None, "shown_at": None}],
+    )  # fmt: skip
+    def test_wrong_forms_store_nothing(self, ann, store, fields):
+        ann.post("/answer", **fields)
+        assert ("Not stored" in ann.page and ann.status == 200) or ann.status == 400
+        assert answers(store) == []
+
+    def test_long_refusals_fit_into_the_cookie(self, ann):
+        assert "Not stored" in ann.post("/answer", place=1, comparison="x" * 20_000).page
+
+
+class TestTheCord:
+    def test_anybody_can_pull_it(self, ann, store):
+        ann.post("/stop", reason="All texts are <b>abusive</b>")
+        assert (store.stop_requested().labeller, store.stop_requested().reason) == (
+            "ann",
+            "All texts are <b>abusive</b>",
+        )
+        assert "The training run stops at its next update" in ann.page and "waits for the researcher" in ann.page
+
+    def test_needs_a_reason(self, ann, store):
+        assert "Not stored" in ann.post("/stop", reason=" ").page
+        assert store.stop_requested() is None
+
+
+class TestProtection:
+    @pytest.mark.parametrize("path", ["/login", "/logout", "/answer", "/undo", "/stop"])
+    @pytest.mark.parametrize("csrf", [None, "", "wrong", "ä"])
+    def test_forms_of_other_sites_are_refused(self, ann, store, path, csrf):
+        ann.post(path, place=0, reason="x", token="x", csrf=csrf)
+        assert ann.status == 403 and "does not belong to your session" in ann.page
+        assert answers(store) == [] and store.stop_requested() is None
+        assert ann.get("/").reply.request.path == "/"
+
+    def test_forms_of_somebody_elses_session_are_refused(self, app, ann, store):
+        bob = Visitor(app).log_in(store.add_labeller("bob"))
+        assert bob.post("/answer", place=0, csrf=ann.hidden()["csrf"]).status == 403
+
+    def test_a_form_from_before_the_login_is_refused(self, app, store, ids):
+        visitor = Visitor(app).get("/login")
+        before = visitor.hidden()["csrf"]
+        visitor.log_in(store.add_labeller("ann"))
+        assert visitor.post("/answer", place=0, csrf=before).status == 403
+
+    @pytest.mark.parametrize("path", ["/answer", "/login", "/stop"])
+    def test_oversize_forms_are_refused(self, ann, path):
+        assert ann.post(path, reason="x" * BODY_LIMIT).status == 413
+
+    def test_forms_of_many_parts_are_refused(self, ann):
+        data = {**ann.hidden(), **{f"field{i}": "x" for i in range(30)}}
+        reply = ann.client.post("/answer", data=data, content_type="multipart/form-data")
+        assert reply.status_code == 413
+
+    @pytest.mark.parametrize("path", ["/login", "/", "/nowhere", "/static/page.css", "/static/page.js", "/api/next"])
+    def test_every_answer_carries_the_headers(self, ann, path):
+        headers = ann.get(path).reply.headers
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        assert (headers["X-Frame-Options"], headers["X-Content-Type-Options"]) == ("DENY", "nosniff")
+        assert headers["Cache-Control"] == ("no-cache" if path.startswith("/static") else "no-store")
+
+    def test_pages_load_nothing_from_elsewhere_and_hold_no_script(self, ann, researcher):
+        for page in (ann.page, researcher.page, Visitor(ann.client.application).get("/login").page):
+            sources = re.findall(r'(?:src|href|action)="([^"]*)"', page)
+            assert sources and all(re.match(r"/(?!/)", source) for source in sources)
+            assert re.search(r"<script(?! src=)|\son\w+=|<style|\sstyle=", page) is None
+
+    def test_changes_need_a_form(self, ann):
+        for path in ("/answer", "/undo", "/stop", "/logout", "/researcher/decide", "/api/undo"):
+            assert ann.client.get(path).status_code in (401, 404, 405)
+
+
+class TestResearcher:
+    def test_page_is_refused_to_labellers(self, ann, store):
+        assert ann.get("/researcher").status == 403 and "log in with the researcher" in ann.page
+        ann.get("/")
+        store.flag("ann", store.take("ann").comparison.id, "odd", seconds=1)
+        for path in ("/researcher/decide", "/researcher/clear"):
+            assert ann.post(path, flag=1, request=1, keep="yes", reason="x").status == 403
+            ann.get("/")
+        assert len(store.flags()) == 1
+
+    def test_does_not_label(self, researcher, ids):
+        assert researcher.get("/").reply.request.path == "/researcher"
+
+    def test_sees_where_labelling_stands(self, researcher, store, ids):
+        assert "No comparison has the labels of two people yet" in researcher.page
+        assert "There are no labellers yet" in researcher.page
+        for name, label in (("ann", 1), ("bob", 1)):
+            store.add_labeller(name)
+            answer_all(store, name, label=label, seconds=7.0)
+        app = create_app(store, researcher_token=RESEARCHER_TOKEN, task="sentiment")
+        page = " ".join(Visitor(app).log_in(RESEARCHER_TOKEN).page.split())
+        for value, name in (
+            ("6", "comparisons"), ("6", "with a label"), ("12", "labels given"), ("6", "labels left"),
+            ("0", "set aside"), ("7.0 s", "median per answer"), ("100 %", "agreement of two labellers"),
+            ("25 %", "by chance"), ("6", "comparisons with two or more labels"),
+        ):  # fmt: skip
+            assert f"<dd>{value}</dd><dt>{name}</dt>" in page
+
+    def test_settles_requests_to_stop(self, researcher, store):
+        store.add_labeller("ann")
+        request = store.request_stop("ann", "<b>insults</b>")
+        assert "&lt;b&gt;insults&lt;/b&gt;" in researcher.get("/researcher").page
+        assert "Not stored" in researcher.post("/researcher/clear", request=request.id, reason="").page
+        assert "insults" not in researcher.post("/researcher/clear", request=request.id, reason="found it").page
+        assert store.stop_requested() is None
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_decides_on_flags(self, app, ann, store, keep):
+        ann.post("/answer", flag="<i>odd</i>")
+        researcher = Visitor(app).log_in(RESEARCHER_TOKEN)
+        assert "&lt;i&gt;odd&lt;/i&gt;" in researcher.page
+        assert "secret policy at step 4711" in " ".join(researcher.page.split())
+        assert "<dd>1</dd><dt>set aside</dt>" in researcher.page
+        researcher.post("/researcher/decide", keep="yes" if keep else "no", reason="seen")
+        assert "None waits for a decision" in researcher.page
+        assert f"<dd>{0 if keep else 1}</dd><dt>set aside</dt>" in researcher.page  # read anew after a decision
+        assert store.counts().set_aside == (0 if keep else 1)
+
+    @pytest.mark.parametrize("fields", [{"keep": "maybe"}, {"flag": "x"}, {"flag": "9" * 30}])
+    def test_wrong_decisions_are_refused(self, researcher, ann, store, fields):
+        ann.post("/answer", flag="odd")
+        researcher.get("/researcher").post("/researcher/decide", **{"keep": "yes", "reason": "x", **fields})
+        assert researcher.status == 400 and len(store.flags()) == 1
+
+
+class TestStanding:
+    def test_figures_are_those_of_the_task(self, store):
+        store.add(records(3, task="sentiment"), repeats=2), store.add(records(5, task="tldr"), repeats=2)
+        for name, label, seconds in (("ann", 1, 2.0), ("bob", 1, 4.0)):
+            store.add_labeller(name)
+            answer_all(store, name, label=label, seconds=seconds)
+        standing = read_standing(store, "sentiment")
+        assert (standing.counts.comparisons, standing.agreement["n"], standing.median_seconds) == (3, 3, 3.0)
+        assert (standing.labellers[0].shared, standing.labellers[0].agreement) == (3, 1.0)
+        assert read_standing(store, None).counts.comparisons == 8
+
+    def test_who_disagrees_with_the_rest_is_marked(self, store):
+        store.add(records(20), repeats=4)
+        for name in ("ann", "bob", "cyd", "eve"):
+            store.add_labeller(name)
+            answer_all(store, name, label=3 if name == "eve" else 1)
+        standing = read_standing(store, None)
+        assert [row.disagrees for row in standing.labellers] == [False, False, False, True]
+        assert (standing.agreement["agreement"], standing.labellers[3].agreement) == (0.5, 0.0)
+
+    def test_two_standard_errors_below_all_others_on_ten_comparisons(self):
+        # the error of a share of 0.5 among 25 is 0.1
+        assert disagrees(0.29, 0.5, 25) and not disagrees(0.31, 0.5, 25)
+        assert disagrees(0.0, 0.5, 10) and not disagrees(0.0, 0.5, 9)
+        assert not disagrees(0.9, 0.5, 100) and not disagrees(0.0, 0.5, 0)
+
+
+class TestInstructions:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_of_every_task_ask_a_question_and_explain_it(self, task):
+        instructions = read_instructions(task)
+        assert instructions.question.startswith("Which ") and instructions.question.endswith("?")
+        assert [block.is_list for block in instructions.blocks].count(True) == 1
+        assert sum(len(line) for block in instructions.blocks for line in block.lines) > 500
+
+    def test_the_papers_four_tasks_have_some(self):
+        assert TASKS == ("cnndm", "descriptiveness", "sentiment", "tldr")
+
+    def test_can_be_a_file(self, tmp_path, store):
+        path = tmp_path / "own.txt"
+        path.write_bytes(
+            "\ufeffWhich is\nfunnier?\r\n\r\nLaugh.\r\n\r\n- Puns <b>count</b>\r\n  double.\r\n- Smiles.\r\n".encode()
+        )
+        instructions = read_instructions("jokes", path)
+        assert instructions.question == "Which is funnier?"
+        assert [(tuple(block.lines), block.is_list) for block in instructions.blocks] == [
+            (("Laugh.",), False), (("Puns <b>count</b> double.", "Smiles."), True),
+        ]  # fmt: skip
+        store.add(records(1))
+        app = create_app(store, researcher_token=RESEARCHER_TOKEN, task="jokes", instructions=instructions)
+        page = Visitor(app).log_in(store.add_labeller("ann")).page
+        assert "<h1>Which is funnier?</h1>" in page and "<li>Puns &lt;b&gt;count&lt;/b&gt; double.</li>" in page
+
+    def test_wrong_ones_are_named(self, tmp_path, store):
+        with pytest.raises(ValueError, match="task='jokes' comes without instructions; give a text file of your own"):
+            create_app(store, researcher_token=RESEARCHER_TOKEN, task="jokes")
+        (tmp_path / "empty.txt").write_text("\n \n\n")
+        with pytest.raises(ValueError, match=r"empty\.txt are empty; begin with the question"):
+            read_instructions(None, tmp_path / "empty.txt")
+        (tmp_path / "latin.txt").write_bytes("Größe?".encode("latin-1"))
+        with pytest.raises(ValueError, match="save them as UTF-8"):
+            read_instructions(None, tmp_path / "latin.txt")
+        assert isinstance(read_instructions("tldr"), Instructions)
+
+
+@pytest.mark.parametrize("module", ["flask", "waitress"])
+def test_a_missing_extra_is_explained(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "trl_ziegler.labelers.human.page")
+    with pytest.raises(ModuleNotFoundError, match=rf"{module} is missing\); install them with .*trl-ziegler\[label\]"):
+        import trl_ziegler.labelers.human.page  # noqa: F401

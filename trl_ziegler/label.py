@@ -1,0 +1,194 @@
+"""The labelling page's command: `python -m trl_ziegler.label --store labels.db --task sentiment`.
+
+Installed as `trl-ziegler-label` too. Needs the extra `label`: `pip install "trl-ziegler[label]"`. `--help` has the
+steps from comparisons to labels; `trl_ziegler/labelers/human/page/api.py` documents the interface for scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from sqlalchemy import select
+
+from .labelers.human import Comparison, LabelStore, export_jsonl, import_jsonl
+from .labelers.human.page import Server, create_app, read_instructions
+from .labelers.human.page.instructions import TASKS
+
+DESCRIPTION = """\
+Serves a web page on which people choose the best of K completions, and keeps every answer in a label store.
+
+From comparisons to labels:
+
+  python -m trl_ziegler.label --store labels.db --import comparisons.jsonl
+  python -m trl_ziegler.label --store labels.db --add_labeller ann bob
+  python -m trl_ziegler.label --store labels.db --task sentiment
+  python -m trl_ziegler.label --store labels.db --export labels.jsonl
+
+The second command prints one access token per labeller, once. The third serves the page until it is interrupted;
+answers are on the disk as soon as they are acknowledged, so it may be stopped and started at any time, also while
+others read or add to the same store. The researcher's page (figures, flagged comparisons, requests to stop) is at
+the same address, behind the token in the file of --researcher_token."""
+
+EPILOG = """\
+The page talks plain HTTP and is bound to this machine. For labellers elsewhere, keep it so and put a web server with
+TLS in front of it, or let them in by SSH (ssh -L 8300:127.0.0.1:8300 HOST); --host opens it to a network as it is.
+Completions are shown as plain text, whatever they contain. Scripted labellers answer over HTTP with the same tokens,
+for example by trl_ziegler.labelers.human.page_client.PageClient."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; what is wrong with its arguments ends it with one sentence."""
+    options = parser().parse_args(arguments)
+    try:
+        with LabelStore(options.store) as store:
+            act(store, options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"trl-ziegler-label: {error}")
+
+
+def act(store: LabelStore, options: argparse.Namespace) -> None:
+    """Do the one thing that the options ask for."""
+    if options.add_labeller:
+        for name in options.add_labeller:
+            print(f"{name}\t{store.add_labeller(name)}")
+    elif options.replace_token:
+        for name in options.replace_token:
+            print(f"{name}\t{store.replace_token(name)}")
+    elif options.import_file:
+        added = import_jsonl(store, options.import_file)
+        print(f"Added {added.comparisons} comparisons and {added.answers} answers.")
+    elif options.export_file:
+        export_jsonl(store, options.export_file, task=options.task)
+        print(f"Wrote {options.export_file}.")
+    else:
+        serve(store, options)
+
+
+def serve(store: LabelStore, options: argparse.Namespace) -> None:
+    """Serve the page until interrupted."""
+    instructions = read_instructions(options.task, options.instructions)
+    token_file = options.researcher_token or default_token_file(options.store)
+    token = read_or_make_token(token_file)
+    app = create_app(store, researcher_token=token, task=options.task, instructions=instructions)
+    with Server(app, options.host, options.port) as server:
+        print(f"Labelling page: {server.address}")
+        print(f"The researcher's token is in {token_file}.")
+        for note in notes(store, options):
+            print(note)
+        sys.stdout.flush()
+        server.run()
+
+
+def notes(store: LabelStore, options: argparse.Namespace) -> list[str]:
+    """What whoever starts the page should know about its store and address."""
+    said = []
+    if not store.progress():
+        said.append("The store has no labellers; add them with --add_labeller NAME.")
+    with store.reading() as session:
+        tasks = session.scalars(select(Comparison.task).distinct())
+        others = {task for task in tasks if task is not None and task != options.task}
+    if options.task is not None and others:
+        said.append(f"Left out, because they are not of task {options.task!r}: comparisons of {sorted(others)}.")
+    if not is_loopback(options.host):
+        said.append("The page is open to the network without encryption; put TLS in front of it.")
+    return said
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def default_token_file(store: str) -> Path:
+    """Beside an SQLite file; a database server has no such place."""
+    if "://" in store:
+        raise ValueError("A store on a server has no file to lie beside; say where with --researcher_token FILE.")
+    return Path(f"{store}.researcher-token")
+
+
+def read_or_make_token(path: str | os.PathLike) -> str:
+    """The token in the file at `path`, which is made, readable by its owner only, if it is not there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return Path(path).read_text(encoding="utf-8").strip()
+    token = secrets.token_urlsafe()
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(f"{token}\n")
+    return token
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(
+        "trl-ziegler-label",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--store",
+        required=True,
+        metavar="LOCATION",
+        help="an SQLite file, made if it is not there, or postgresql://user@host/database "
+        "(with its password in PGPASSWORD or ~/.pgpass)",
+    )
+    made.add_argument(
+        "--task",
+        help="show the comparisons of this task and those that name none; without it, all. "
+        f"Instructions come with {', '.join(TASKS)}. With --export: write the comparisons of this task only",
+    )
+    _add_page_options(made.add_argument_group("the page"))
+    group = made.add_argument_group("instead of the page", "The command does one of these and ends.")
+    acts = group.add_mutually_exclusive_group()
+    acts.add_argument(
+        "--add_labeller", nargs="+", metavar="NAME", help="add labellers; prints each name with its token, once"
+    )
+    acts.add_argument(
+        "--replace_token", nargs="+", metavar="NAME", help="give labellers other tokens; the former ones are dead"
+    )
+    acts.add_argument(
+        "--import",
+        dest="import_file",
+        metavar="FILE",
+        help="add comparisons from JSON lines: `prompt`, `completions`, and where known `task`, `source`, `step`, "
+        "`repeats`; also an exported file, with its answers",
+    )
+    acts.add_argument(
+        "--export",
+        dest="export_file",
+        metavar="FILE",
+        help="write comparisons, all answers and the label by majority as JSON lines",
+    )
+    return made
+
+
+def _add_page_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--instructions",
+        metavar="FILE",
+        help="a text of your own for labellers: the question in the first paragraph, then paragraphs and lists "
+        "(lines that begin with '- '), separated by empty lines",
+    )
+    group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
+    group.add_argument("--port", type=int, default=8300, help="port; 0 takes a free one (default: %(default)s)")
+    group.add_argument(
+        "--researcher_token",
+        metavar="FILE",
+        help="file with the researcher's token, made with a fresh one if it is not there "
+        "(default: beside the store, LOCATION.researcher-token)",
+    )
+
+
+if __name__ == "__main__":
+    main()
