@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from ppo_parts import prompts
 from ppo_runs import letter_e
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,7 +54,8 @@ class RewardTraining:
         with torch.no_grad():
             reward_head(model).weight[0, chosen % 32] += 1.0
         normalize_reward_model(model, QUERIES, SAMPLES)
-        model.save_pretrained(folder / "model")
+        if PartialState().is_main_process:
+            model.save_pretrained(folder / "model")
 
 
 class Simulated(ImmediateLabeler):
@@ -118,12 +120,12 @@ def begin(folder: Path, labeler, train_reward=None, **given) -> OnlineCollection
 def trainer_of(folder: Path, collection: OnlineCollection, rewards=(), **settings) -> ZieglerPPOTrainer:
     """The trainer of a collection, after the first labels; `rewards` are logged beside the reward model."""
     start = folder / "start"
+    weights = [1.0] + [0.0] * len(rewards)
+    config = ZieglerPPOConfig(str(folder / "run"), **{**SETTINGS, **settings}, reward_weights=weights)
+    assert config.world_size == PartialState().num_processes  # where there are several, the config makes them known
     reward = collection.begin(AutoModelForCausalLM.from_pretrained(start))
     trainer = ZieglerPPOTrainer(
-        ZieglerPPOConfig(
-            **{"output_dir": str(folder / "run"), **SETTINGS, **settings},
-            reward_weights=[1.0] + [0.0] * len(rewards),
-        ),
+        config,
         AutoTokenizer.from_pretrained(start),
         AutoModelForCausalLM.from_pretrained(start),
         reward_model=[reward, *rewards],

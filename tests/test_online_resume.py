@@ -1,8 +1,9 @@
-"""Runs that collect labels and are killed, at whatever point, end like the uninterrupted one, to the last bit."""
+"""Runs that collect labels and are killed, at whatever point, end like the uninterrupted one; and two processes."""
 
 import json
 
 import pytest
+from ddp_scripts import launch_two
 from online_runs import RewardTraining, Simulated, Slow, begin, online_logs, trainer_of
 from ppo_runs import assert_same_weights
 
@@ -133,3 +134,22 @@ def test_a_stopped_run_does_not_begin_while_the_stop_stands_and_goes_on_afterwar
         trainer_of(folder, begin(folder, stopped))
     later, _ = resume(folder)
     assert_equal(whole, later, folder)
+
+
+@pytest.mark.slow
+def test_two_processes_agree(tmp_path, tokenizer, make_causal_lm):
+    """One asks and waits; both train, score with the same reward model, and stop together."""
+    for name in ("whole", "stopped"):
+        make_causal_lm().save_pretrained(tmp_path / name / "start")
+        tokenizer.save_pretrained(tmp_path / name / "start")
+    launch_two("collect_online.py", str(tmp_path))
+    result = json.loads((tmp_path / "result.json").read_text())
+    first, second = result["whole"]
+    assert first["labels"] == second["labels"] == result["wanted"]
+    assert len(first["asked"]) == result["wanted"][-1] and second["asked"] == []
+    assert len(first["trained"]) == 3
+    for key in ("trained", "head", "policy"):
+        assert first[key] == second[key], key
+    for process in result["stopped"]:
+        assert process["stopped"] == "two ranks are enough"
+        assert 0 < process["steps"] < 12 and process["steps"] == result["stopped"][0]["steps"]

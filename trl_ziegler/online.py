@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import (
@@ -116,6 +117,8 @@ class OnlineCollection(TrainerCallback):
 
     def begin(self, reference: PreTrainedModel) -> PreTrainedModel:
         """Collect the first labels, of the reference's responses, and train the first reward model.
+
+        With several processes, make the trainer's configuration before: it is what makes them known to each other.
 
         Args:
             reference: rho, on the device it samples on.
@@ -375,9 +378,14 @@ class OnlineCollection(TrainerCallback):
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Random states as they were: a training inside a training seeds them anew."""
+    """For a training inside a training: random states, and what accelerate keeps for all trainers, as they were."""
     states = random.getstate(), np.random.get_state()
+    shared = [state._shared_state for state in (AcceleratorState, GradientState) if state._shared_state]
+    kept = [dict(state) for state in shared]
     with torch.random.fork_rng():
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])
+    for state, values in zip(shared, kept, strict=True):
+        state.clear()
+        state.update(values)
