@@ -19,8 +19,10 @@ for (const form of document.querySelectorAll("form[data-timed]")) {
 }
 
 for (const panel of document.querySelectorAll(".acts details")) {
-  panel.addEventListener("toggle", () => {
-    if (panel.open) panel.querySelector("textarea").focus();
+  panel.querySelector("summary").addEventListener("click", (event) => {
+    event.preventDefault();
+    if (panel.open) closePanel(panel);
+    else openPanel(panel);
   });
 }
 
@@ -28,6 +30,12 @@ function pressed(event) {
   // Where digits need the shift key, `key` is another sign and `code` still names the digit.
   const digit = /^Digit([0-9])$/.exec(event.code);
   return digit && !event.shiftKey ? digit[1] : event.key.toLowerCase();
+}
+
+// At once, not on the later event `toggle`: the next letter typed belongs into the text.
+function openPanel(panel) {
+  panel.open = true;
+  panel.querySelector("textarea").focus();
 }
 
 function closePanel(panel) {
@@ -43,7 +51,7 @@ document.addEventListener("keydown", (event) => {
   const target = document.querySelector(`[data-key="${CSS.escape(pressed(event))}"]`);
   if (!target || target.disabled) return;
   event.preventDefault();
-  if (target.tagName === "DETAILS") target.open = true;
+  if (target.tagName === "DETAILS") openPanel(target);
   else target.form.requestSubmit(target);
 });
 

@@ -1,0 +1,41 @@
+"""Real labelling pages: the command in a process of its own."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PageProcess:
+    """`python -m trl_ziegler.label` on a free port; `address` is where."""
+
+    def __init__(self, store: str, task: str = "sentiment"):
+        command = [sys.executable, "-m", "trl_ziegler.label", "--store", store, "--task", task, "--port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        first = self.process.stdout.readline()
+        said = re.fullmatch(r"Labelling page: (http://127\.0\.0\.1:\d+/)\n", first)
+        assert said, first + self.process.communicate(timeout=30)[0]
+        self.address = said[1]
+
+    def kill(self) -> str:
+        """Kill it at once (SIGKILL); return what else it printed."""
+        self.process.kill()
+        return self.process.communicate(timeout=30)[0]
+
+
+@contextmanager
+def served(store: str) -> Iterator[PageProcess]:
+    page = PageProcess(store)
+    try:
+        yield page
+    finally:
+        page.kill()
+
+
+def wait_until(condition, timeout: float = 60.0) -> None:
+    give_up = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.02)
