@@ -380,7 +380,8 @@ class OnlineCollection(TrainerCallback):
 def undisturbed() -> Iterator[None]:
     """For a training inside a training: random states, and what accelerate keeps for all trainers, as they were."""
     states = random.getstate(), np.random.get_state()
-    shared = [state._shared_state for state in (AcceleratorState, GradientState) if state._shared_state]
+    # Empty ones too: the first reward model is trained before the trainer of PPO has set any.
+    shared = [AcceleratorState._shared_state, GradientState._shared_state]
     kept = [dict(state) for state in shared]
     with torch.random.fork_rng():
         yield
