@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from trl_ziegler.actor_critic import response_logits
 from trl_ziegler.experiments import laptop
 from trl_ziegler.experiments.arguments import StyleArguments
 from trl_ziegler.experiments.evaluation import Judged, evaluate_policy
-from trl_ziegler.experiments.generation import MAX_ROUNDS, Generator, Responses, collect_candidates
+from trl_ziegler.experiments.generation import Generator, Responses, collect_candidates
 from trl_ziegler.experiments.pipeline import run_stages
 from trl_ziegler.experiments.style import StyleExperiment
 from trl_ziegler.experiments.training import refuse_below_chance
@@ -19,6 +20,7 @@ from trl_ziegler.experiments.worlds import FileWorld, LaptopWorld, make_world, p
 from trl_ziegler.functional import token_logprobs
 from trl_ziegler.kl_control import FixedKLController
 from trl_ziegler.metrics import frontier_fraction, optimum_at
+from trl_ziegler.online_candidates import MAX_ROUNDS
 from trl_ziegler.reward_wrapper import KLEntropyReward
 from trl_ziegler.tasks import Task
 
@@ -358,12 +360,15 @@ def test_the_stages_of_each_kind_of_run(tmp_path):
     direct = ["classifier", "sft", "collect", "policy", "evaluate"]
     assert names_of(tmp_path, mode="direct") == direct
     assert names_of(tmp_path, "descriptiveness", mode="direct") == direct[1:]
+    online = {"mode": "online", "policy": {"max_steps": 2}}
+    assert names_of(tmp_path, **online) == ["classifier", "sft", "collect", "label", "policy", "evaluate"]
     with pytest.raises(ValueError, match="The task 'tldr' is unknown; this experiment has sentiment, descriptiveness"):
         stages(tmp_path, "tldr")
 
 
 def test_every_argument_that_changes_results_belongs_to_a_stage():
-    read = {key for stage in stages(None) for key in stage.settings} - {"task_name"}
+    modes = [stages(None), stages(Path("unused"), mode="online", policy={"max_steps": 2})]
+    read = {key for mode in modes for stage in mode for key in stage.settings} - {"task_name"}
     unread = {"output_dir", "stages", "batch_size", "cpu_threads", "report_to"}
     assert read == {item.name for item in fields(StyleArguments)} - unread
 

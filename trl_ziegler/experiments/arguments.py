@@ -95,7 +95,36 @@ class RecipeArguments:
 
 
 @dataclass
-class StyleArguments(RecipeArguments):
+class OnlineArguments(RecipeArguments):
+    """Settings of a run that can collect its labels while PPO runs (`mode: online`); `num_labels` is their total."""
+
+    mode: Literal["best_of_k", "direct", "online"] = field(  # type: ignore[assignment]
+        default="best_of_k",
+        metadata={"help": RecipeArguments.__dataclass_fields__["mode"].metadata["help"] + " online: as PPO goes on."},
+    )
+    online_initial_labels: int = field(default=500, metadata={"help": "Labels collected before PPO starts."})
+    online_trainings: int = field(
+        default=20, metadata={"help": "Reward trainings: one before PPO, the others at evenly spaced label counts."}
+    )
+    online_margin: int = field(
+        default=1000, metadata={"help": "Labels that requests run ahead by; simulated labellers need none."}
+    )
+    online_validation_interval: int = field(
+        default=10,
+        metadata={"help": "Every how many-th query compares candidates of policy and start model; 0 for none."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "online" and self.num_labels < self.online_initial_labels:
+            raise ValueError(
+                f"`num_labels` is {self.num_labels}, fewer than the {self.online_initial_labels} of "
+                "`online_initial_labels`, which it includes; raise it or lower that."
+            )
+
+
+@dataclass
+class StyleArguments(OnlineArguments):
     """Settings of a stylistic continuation. An empty section `sft` uses `model` as it is."""
 
     sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "classifier")

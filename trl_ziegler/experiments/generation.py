@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from ..actor_critic import ActorCritic, response_logits
 from ..functional import token_logprobs
+from ..online_candidates import different_candidates
 from ..queries import QueryCollator, with_responses
 from ..sampling import sample
 from ..tasks import BoundTask
-
-MAX_ROUNDS = 12
 
 
 class Responses(NamedTuple):
@@ -110,25 +109,12 @@ def collect_candidates(
 ) -> tuple[list[dict[str, Any]], float]:
     """`count` different valid candidates for each query, and the share of samples that were rejected.
 
-    Only responses that end by the task's rule are shown to labellers, cut there (rejection sampling, section 3.1 of
-    the paper; `openai/lm-human-preferences`, `lm_tasks.py`). A query without enough of them after a number of rounds
-    is left out.
+    See `different_candidates`; a query without enough of them is left out.
     """
-    found: list[list[list[int]]] = [[] for _ in queries]
-    drawn = kept = 0
-    for _ in range(MAX_ROUNDS):
-        short = [i for i, candidates in enumerate(found) if len(candidates) < count]
-        if not short:
-            break
-        # The same number for every query keeps one prefill per query; what is too much is not looked at.
-        rows = [i for i in short for _ in range(count)]
-        responses = generator.sample(
-            [queries[i] for i in short], count=count, description="Sampling candidates"
-        ).responses
-        lengths, valid = generator.task.cut(responses)
-        drawn, kept = drawn + len(rows), kept + int(valid.sum())
-        for i, ids, length, ok in zip(rows, responses.tolist(), lengths.tolist(), valid.tolist(), strict=True):
-            if ok and len(found[i]) < count and ids[:length] not in found[i]:
-                found[i].append(ids[:length])
+
+    def draw(asked: list[list[int]], each: int) -> torch.Tensor:
+        return generator.sample(asked, count=each, description="Sampling candidates").responses
+
+    found, rejected = different_candidates(draw, generator.task, queries, count)
     complete = [i for i, candidates in enumerate(found) if len(candidates) == count]
-    return [{"prompt_ids": queries[i], "completion_ids": found[i]} for i in complete], 1 - kept / max(drawn, 1)
+    return [{"prompt_ids": queries[i], "completion_ids": found[i]} for i in complete], rejected

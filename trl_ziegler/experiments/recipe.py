@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 
 from .._files import write_text
+from ..labelers import LabellingStopped
 from .arguments import RecipeArguments, parse_recipe_arguments
 from .experiment import Experiment
 from .pipeline import MANIFEST, run_stages, versions, write_json, write_yaml
@@ -25,7 +26,10 @@ EXPERIMENTS: tuple[type[Experiment], ...] = (StyleExperiment, SummaryExperiment)
 
 
 def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = None) -> Path:
-    """Run a recipe from its command line to its report; the last line printed is `Report: <path>`."""
+    """Run a recipe from its command line to its report; the last line printed is `Report: <path>`.
+
+    Where a labeller asks to stop, the report is made of what is there, and the process ends with status 1.
+    """
     kind = next(kind for kind in EXPERIMENTS if task in kind.tasks)
     args, config_name = parse_recipe_arguments(kind.arguments, default_config, argv)
     run_dir = Path(args.output_dir or Path("runs", task, config_name))
@@ -36,7 +40,11 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
         write_yaml(run_dir / "config.yaml", args.as_dict())
     start = time.perf_counter()
     stages = experiment.stages()
-    run_stages(run_dir, stages, args.stages)
+    stopped = None
+    try:
+        run_stages(run_dir, stages, args.stages)
+    except LabellingStopped as stop:
+        stopped = f"A labeller stopped this run: {stop} The same command goes on from here."
     report = run_dir / "report.html"
     if state.is_main_process:
         write_results(run_dir, task, config_name, args, [stage.name for stage in stages], time.perf_counter() - start)
@@ -44,6 +52,8 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
     state.wait_for_everyone()
     state.print(f"Report: {report}")
     end_processes(state)
+    if stopped is not None:
+        raise SystemExit(stopped)
     return report
 
 
@@ -90,6 +100,8 @@ def write_results(
         metrics.update(read_metrics(run_dir / "evaluate"))
         samples = (run_dir / "evaluate" / "samples.jsonl").read_text(encoding="utf-8")
         write_text(run_dir / "samples.jsonl", samples)
+    if (run_dir / "policy" / MANIFEST).is_file() and (run_dir / "policy" / "metrics.json").is_file():
+        metrics.update(read_metrics(run_dir / "policy"))
     metrics["kl_target"] = args.section("policy").get("kl_target")
     if (run_dir / "classifier" / MANIFEST).is_file() and "classifier" in stages:
         metrics["classifier"] = read_metrics(run_dir / "classifier")

@@ -1,7 +1,8 @@
 """One self-contained HTML page, and its plots, from the directory of a finished or unfinished run.
 
 Read, where present: `metrics.json`, `policy/log_history.json`, `reward/log_history.json`, `evaluate/frontier.json`,
-`samples.jsonl`, `config.yaml`. A section whose file is absent is left out with a note. Model output is text of unknown
+`samples.jsonl`, `config.yaml`; where labels were collected online, `policy/collection`. A policy that is not finished
+is read from `policy.partial`. A section whose file is absent is left out with a note. Model output is text of unknown
 content: everything is escaped, and the page's security policy allows no script and no request.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from .report_alarms import find_alarms
+from .report_online import COLLECTION, accuracy_plot, collection_plots, read_collection, stop_alarm
 from .report_plots import Plot, frontier_plot, policy_plots, reward_plots
 from .report_summaries import copied_share_plot, copy_positions_plot, training_plots
 
@@ -78,13 +80,17 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _render_page(run: Path) -> tuple[str, list[Plot]]:
     metrics = _read_json(run / "metrics.json") or {}
-    policy_log = _read_json(run / "policy" / "log_history.json") or []
-    reward_log = _read_json(run / "reward" / "log_history.json") or []
+    policy = run / ("policy" if (run / "policy").is_dir() else "policy.partial")
+    policy_log = _read_json(policy / "log_history.json") or []
+    collection = read_collection(policy / COLLECTION)
+    reward_log = _read_json(run / "reward" / "log_history.json") or (collection.reward_log if collection else [])
+    chance = metrics.get("reward_model", {}).get("chance")
     frontier = _read_json(run / "evaluate" / "frontier.json")
     sections = {
         "policy": [*policy_plots(policy_log, metrics.get("kl_target")), *training_plots(policy_log)],
         "frontier": [frontier_plot(frontier, _frontier_headline(metrics))] if frontier else [],
-        "reward": reward_plots(reward_log, metrics.get("reward_model", {}).get("chance")),
+        "collection": collection_plots(policy_log, collection),
+        "reward": [*accuracy_plot(collection, chance), *reward_plots(reward_log, chance)],
         "summaries": copying_plots(metrics.get("copying", {})),
     }
     config = run / "config.yaml"
@@ -94,7 +100,7 @@ def _render_page(run: Path) -> tuple[str, list[Plot]]:
         headline=headline_figures(metrics),
         models=model_table(metrics),
         stages=stage_shares(metrics),
-        alarms=find_alarms(policy_log, metrics),
+        alarms=[*stop_alarm(collection), *find_alarms(policy_log, metrics)],
         checked=bool(policy_log),
         sections=sections,
         samples=read_samples(run / "samples.jsonl"),

@@ -4,7 +4,8 @@ Each stage reads what earlier ones left in the run directory and writes its own 
 """
 
 import json
-from functools import cached_property
+from dataclasses import fields
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +23,8 @@ from trl import SFTConfig
 
 from .._files import write_jsonl
 from ..kl_control import FixedKLController
-from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
+from ..labelers import ImmediateLabeler, ScoreLabeler, SentimentScorer, VividnessScorer
+from ..online import OnlineCollection
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import KLEntropyReward, function_name
@@ -31,6 +33,7 @@ from .arguments import StyleArguments, section_task
 from .evaluation import Judged, evaluate_policy
 from .experiment import Experiment, load_model
 from .generation import Generator, collect_candidates
+from .online import collection_schedule, finish_collection, last_reward, reward_training, start_collection
 from .pipeline import Stage, read_jsonl, write_json
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
 from .worlds import make_world
@@ -55,6 +58,8 @@ class StyleExperiment(Experiment[StyleArguments]):
         super().__init__(name, args, run_dir)
         self.world = make_world(args)
         self.task = section_task(BOOKS, args.section("task"))
+        if args.mode == "online":
+            collection_schedule(args, self.trainer_config("policy", run_dir))  # a bad one is refused here
 
     def stages(self) -> list[Stage]:
         """The stages in order, each with the settings its result depends on."""
@@ -77,7 +82,10 @@ class StyleExperiment(Experiment[StyleArguments]):
             "policy": ("policy", "task", "seed", "mode"),
             "evaluate": ("frontier_queries", "frontier_samples", "task", "seed"),
         }
-        left_out = set()
+        if self.args.mode == "online":
+            online = tuple(item.name for item in fields(self.args) if item.name.startswith("online_"))
+            keys["policy"] += (*online, "reward", "num_labels", "num_candidates", "label_error_rate")
+        left_out = {"reward"} if self.args.mode == "online" else set()
         if self.name == "descriptiveness":
             left_out.add("classifier")
         if self.args.mode == "direct":
@@ -131,7 +139,10 @@ class StyleExperiment(Experiment[StyleArguments]):
         )
 
     def collect(self, folder: Path) -> None:
-        """Cut queries, sample candidates for labels and samples for the normalisation, all from the start model."""
+        """Cut queries, sample candidates for labels and samples for the normalisation, all from the start model.
+
+        Where labels are collected online, these candidates are for the held-out ones alone.
+        """
         model, tokenizer = self.start_model()
         task = self.task.bind(tokenizer)
         labels = 0 if self.args.mode == "direct" else self.args.num_labels + self.args.num_eval_labels
@@ -147,7 +158,8 @@ class StyleExperiment(Experiment[StyleArguments]):
         generator = Generator(model, task, seed=self.args.seed, batch_size=self.args.batch_size)
         metrics: dict[str, Any] = {"query_lengths": histogram}
         if labels:
-            rows, metrics["rejected_share"] = collect_candidates(generator, train[:labels], self.args.num_candidates)
+            shown = train[: self.args.num_eval_labels if self.args.mode == "online" else labels]
+            rows, metrics["rejected_share"] = collect_candidates(generator, shown, self.args.num_candidates)
             write_jsonl(folder / "candidates.jsonl", [{**row, **decoded(tokenizer, row)} for row in rows])
             sampled = train[: self.args.num_normalization_samples]
             responses = generator.sample(sampled).responses.tolist()
@@ -160,8 +172,7 @@ class StyleExperiment(Experiment[StyleArguments]):
         if not PartialState().is_main_process:
             return
         rows = read_jsonl(self.run_dir / "collect" / "candidates.jsonl")
-        labeler = ScoreLabeler(self.judge(), error_rate=self.args.label_error_rate, seed=self.args.seed)
-        labels = labeler.label([row["prompt"] for row in rows], [row["completions"] for row in rows])
+        labels = self.labeler().label([row["prompt"] for row in rows], [row["completions"] for row in rows])
         write_jsonl(folder / "labels.jsonl", [{**row, "label": b} for row, b in zip(rows, labels, strict=True)])
 
     def reward(self, folder: Path) -> None:
@@ -177,13 +188,27 @@ class StyleExperiment(Experiment[StyleArguments]):
         )
 
     def policy(self, folder: Path) -> None:
-        """PPO from the start model."""
-        rewards, weights = self.reward_functions()
+        """PPO from the start model, on a reward model, on the judge, or on reward models whose labels it collects."""
         config = self.trainer_config("policy", folder)
-        config.reward_weights = weights
-        rows = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")[: self.args.num_policy_queries]
-        aliases = {"score/true": function_name(rewards[-1])}
-        train_policy(folder, config, self.start_path(), rows, rewards, self.task, aliases=aliases)
+        queries = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")
+        collection = None
+        if self.args.mode == "online":
+            collection, reward = self._start_collection(folder, config, queries[self.args.num_eval_labels :])
+            rewards, config.reward_weights = [reward, self.judge()], [1.0, 0.0]
+        else:
+            rewards, config.reward_weights = self.reward_functions()
+        train_policy(
+            folder,
+            config,
+            self.start_path(),
+            queries[: self.args.num_policy_queries],
+            rewards,
+            self.task,
+            collection=collection,
+            aliases={"score/true": function_name(rewards[-1])},
+        )
+        if collection is not None:
+            finish_collection(folder, collection)
 
     def evaluate(self, folder: Path) -> None:
         """Win rate, KL, samples and the reward-KL frontier on held-out queries."""
@@ -245,7 +270,27 @@ class StyleExperiment(Experiment[StyleArguments]):
         """What PPO optimises, and their weights; on a reward model the judge is only logged beside it."""
         if self.args.mode == "direct":
             return [self.judge()], [1.0]
-        return [normalized_reward_model(self.run_dir / "reward"), self.judge()], [1.0, 0.0]
+        online = self.args.mode == "online"
+        folder = last_reward(self.run_dir / "policy") if online else self.run_dir / "reward"
+        return [normalized_reward_model(folder), self.judge()], [1.0, 0.0]
+
+    def labeler(self) -> ScoreLabeler:
+        """Who labels: the judge, with slips."""
+        return ScoreLabeler(self.judge(), error_rate=self.args.label_error_rate, seed=self.args.seed)
+
+    def _start_collection(
+        self, folder: Path, config: ZieglerPPOConfig, queries: list[dict[str, Any]]
+    ) -> tuple[OnlineCollection, PreTrainedModel]:
+        train_reward = reward_training(
+            partial(self.trainer_config, "reward"),
+            self.start_path(),
+            read_jsonl(self.run_dir / "collect" / "normalization.jsonl"),
+            read_jsonl(self.run_dir / "label" / "labels.jsonl"),
+        )
+        labeler = ImmediateLabeler(self.labeler())
+        return start_collection(
+            folder, self.args, config, self.task, self.start_path(), queries, labeler, train_reward
+        )
 
     def _queries(
         self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int

@@ -11,6 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from ..metrics import BestOfKAccuracy
+from ..online import OnlineCollection
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
@@ -133,6 +134,7 @@ def train_policy(
     reference: str | None = None,
     eval_rows: list[dict[str, Any]] | None = None,
     pretraining: Dataset | None = None,
+    collection: OnlineCollection | None = None,
     aliases: Mapping[str, str],
 ) -> None:
     """PPO from a start model, saved in `folder/model` with `log_history.json` beside it.
@@ -144,6 +146,7 @@ def train_policy(
         reference: Folder of rho, where it is not the start model.
         eval_rows: Held-out rows for the config's `eval_strategy`.
         pretraining: Documents of PPO-ptx.
+        collection: Collects labels meanwhile and replaces its reward model among `rewards`.
         aliases: Further keys of the log to the names of the reward functions whose scores they hold, so that reports
             need not know who the judge was.
     """
@@ -158,6 +161,8 @@ def train_policy(
         task=task,
         pretraining_dataset=pretraining,
     )
+    if collection is not None:
+        collection.attach(trainer)
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     trainer.save_model(str(folder / "model"))
     if PartialState().is_main_process:
