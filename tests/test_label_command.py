@@ -2,6 +2,8 @@
 
 import json
 import stat
+import subprocess
+import sys
 
 import pytest
 from label_records import answer_all, records
@@ -151,3 +153,9 @@ class TestRefusals:
 def test_loopback_addresses():
     assert all(map(label.is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "localhost"]))
     assert not any(map(label.is_loopback, ["0.0.0.0", "::", "192.168.1.5", "example.org"]))
+
+
+@pytest.mark.slow
+def test_the_package_alone_imports_nothing_of_the_extra():
+    code = "import sys, trl_ziegler; print({'flask', 'waitress', 'sqlalchemy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

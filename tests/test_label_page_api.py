@@ -1,5 +1,8 @@
 """The labelling page's JSON interface: the acts of the pages, by bearer token."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from flask.testing import FlaskClient
 from label_records import records
@@ -7,6 +10,7 @@ from label_visitor import Visitor
 
 from trl_ziegler.labelers.human.page.access import ATTEMPTS
 from trl_ziegler.labelers.human.page.app import BODY_LIMIT
+from trl_ziegler.labelers.human.page_client import PageClient
 
 pytest_plugins = ("label_fixtures", "label_page_fixtures")
 
@@ -162,3 +166,23 @@ class TestRefusals:
         work = Script(app.test_client(), token).get("next")[1]["comparison"]
         assert page.hidden()["comparison"] == work["id"]
         assert page.texts() == [text.strip() for text in work["completions"]]
+
+
+class TestClient:
+    def test_a_reply_that_breaks_off_is_a_connection_error(self):
+        with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+            pool.submit(reply_half, server)
+            client = PageClient(f"http://127.0.0.1:{server.getsockname()[1]}", "token")
+            with pytest.raises(ConnectionError, match="is no HTTP"):
+                client.next()
+
+    def test_an_address_that_is_none_is_refused(self):
+        with pytest.raises(ValueError, match=r"address='labels\.db' is no page; give one like http"):
+            PageClient("labels.db", "token")
+
+
+def reply_half(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{")

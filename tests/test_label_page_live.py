@@ -1,8 +1,10 @@
 """The labelling page as a process of its own: ten at once, killed under load, and in a browser by keyboard."""
 
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import pytest
 from label_records import records
@@ -82,6 +84,41 @@ def test_killed_under_load_it_loses_no_acknowledged_answer(path):
     assert ends == ["nothing left"] * 10
     with LabelStore(path) as store:
         assert (store.counts().labels, store.counts().remaining) == (150, 0)
+
+
+def test_refuses_over_http_what_it_refuses_in_tests(path):
+    with LabelStore(path) as store:
+        ids = store.add(records(1, task="sentiment")).ids
+        token = store.add_labeller("ann")
+    with served(path) as page:
+        client = PageClient(page.address, token)
+        with pytest.raises(PermissionError, match=r"refuses \(401\): The token is not valid"):
+            PageClient(page.address, "wrong").next()
+        with pytest.raises(ValueError, match=r"refuses \(409\): Comparison \w+ was never given to labeller='ann'"):
+            client.answer(ids[0], place=0, seconds=1.0)
+        assert client.next()["id"] == ids[0]
+        with pytest.raises(ValueError, match="413"):
+            client.stop("x" * 100_000)
+        reply = post_in_chunks(page.address, token, 100_000)
+        assert " 413 " in reply.splitlines()[0]
+        assert client.answer(ids[0], skip="cannot say", seconds=1.0) == 1
+        assert client.undo()["id"] == ids[0]
+        assert client.stop("something is wrong") == 1
+        assert token not in page.kill()
+    with pytest.raises(OSError):
+        client.next()
+
+
+def post_in_chunks(address: str, token: str, size: int) -> str:
+    """The reply to a body whose length the head does not tell."""
+    url = urlsplit(address)
+    head = f"POST /api/stop HTTP/1.1\r\nHost: {url.netloc}\r\nAuthorization: Bearer {token}\r\n"
+    body = f"{size:x}\r\n{'x' * size}\r\n0\r\n\r\n"
+    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+        connection.sendall(
+            f"{head}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{body}".encode()
+        )
+        return connection.recv(4096).decode()
 
 
 # ---- In a browser ---------------------------------------------------------------------------------------------------
@@ -208,6 +245,23 @@ def test_every_act_has_its_key(path, browser):
                 ann.page.keyboard.press("Tab"), ann.page.keyboard.press("Enter")
             assert store.stop_requested().reason == "they are all insults"
             assert ann.complaints == []
+
+
+def test_a_waiting_page_finds_further_work_and_leaves_alone_who_writes(path, browser):
+    with LabelStore(path) as store, served(path) as page:
+        ann = Person(browser, page.address)
+        ann.page.clock.install()
+        ann.log_in(store.add_labeller("ann"))
+        assert "Nothing to label" in ann.page.inner_text("h1")
+        store.add(records(1, task="sentiment"))
+        ann.page.click("#cord summary")
+        ann.page.keyboard.type("where is")
+        ann.page.clock.run_for(21_000)
+        assert ann.page.input_value("#cord-reason") == "where is"
+        ann.page.keyboard.press("Escape")
+        with ann.page.expect_navigation():
+            ann.page.clock.run_for(21_000)
+        assert len(ann.texts()) == 4
 
 
 def test_works_without_javascript(path, browser):

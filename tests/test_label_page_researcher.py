@@ -34,7 +34,7 @@ class TestResearcher:
         for value, name in (
             ("6", "comparisons"), ("6", "with a label"), ("12", "labels given"), ("6", "labels left"),
             ("0", "set aside"), ("7.0 s", "median per answer"), ("100 %", "agreement of two labellers"),
-            ("25 %", "by chance"), ("6", "comparisons with two or more labels"),
+            ("25 %", "by chance"), ("–", "Fleiss’ kappa"), ("6", "comparisons with two or more labels"),
         ):  # fmt: skip
             assert f"<dd>{value}</dd><dt>{name}</dt>" in page
 
@@ -83,6 +83,8 @@ class TestStanding:
             answer_all(store, name, label=3 if name == "eve" else 1)
         standing = read_standing(store, None)
         assert [row.disagrees for row in standing.labellers] == [False, False, False, True]
+        page = Visitor(create_app(store, researcher_token=RESEARCHER_TOKEN, task="tldr")).log_in(RESEARCHER_TOKEN).page
+        assert page.count("<em>disagrees with the rest</em>") == 1 and "<dd>-0.33</dd>" in page
         assert (standing.agreement["agreement"], standing.labellers[3].agreement) == (0.5, 0.0)
 
     def test_two_standard_errors_below_all_others_on_ten_comparisons(self):

@@ -55,6 +55,14 @@ document.addEventListener("keydown", (event) => {
   else target.form.requestSubmit(target);
 });
 
+// While there is nothing to label the page looks again, unless somebody is writing on it.
+const waiting = document.getElementById("waiting");
+if (waiting) {
+  setInterval(() => {
+    if (!document.querySelector(".acts details[open]")) location.reload();
+  }, 1000 * Number(waiting.dataset.seconds));
+}
+
 // A page out of the browser's memory is an old one.
 window.addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
