@@ -9,10 +9,12 @@ import torch
 from online_runs import SCHEDULE, RewardTraining, Simulated, Slow, begin, online_logs, trainer_of, wait_until
 from ppo_parts import favour
 from ppo_runs import letter_e, training_logs
+from transformers import TrainerCallback
 
 from trl_ziegler.labelers import LabellingStopped
 from trl_ziegler.online import undisturbed
 from trl_ziegler.online_schedule import CollectionSchedule, RoundSchedule
+from trl_ziegler.tasks import Task
 
 pytest_plugins = ("ppo_fixtures", "online_fixtures")
 
@@ -149,6 +151,21 @@ class TestWaiting:
         trainer.train()
         assert trainer.state.global_step == 12 and len(collection.files.labels) == last
 
+    def test_a_run_that_ends_for_another_reason_does_not_wait(self, folder):
+        class Ends(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                control.should_training_stop = True
+
+        class Finite(Slow):
+            def collect(self):
+                assert self.looks < 200, "the run waits for ever"
+                return super().collect()
+
+        trainer = trainer_of(folder, begin(folder, Finite(allowed=12)))
+        trainer.add_callback(Ends())
+        trainer.train()
+        assert trainer.state.global_step == 2
+
     def test_labels_that_will_never_come_are_asked_for_again(self, folder):
         class Skipping(Simulated):
             """Has no label for every third record."""
@@ -241,6 +258,15 @@ class TestBadSetups:
         trainer_of(folder, collection)
         with pytest.raises(ValueError, match="not what `begin` returned"):
             collection.attach(train(start=False))
+
+    def test_another_task_is_refused(self, folder, make_ppo):
+        collection = begin(folder, Simulated())
+        trainer_of(folder, collection)
+        other = make_ppo(task=Task("t", 5), reward_model=collection._reward)
+        with pytest.raises(
+            ValueError, match=r"The trainer's `task` is Task\(name='t', response_length=5.*the same one"
+        ):
+            collection.attach(other)
 
     def test_a_schedule_for_another_run_is_refused(self, folder):
         with pytest.raises(ValueError, match=r"`episodes` of the schedule is 24.*5 updates of 4 episodes; give 20"):

@@ -143,11 +143,13 @@ class OnlineCollection(TrainerCallback):
         """Collect at the updates of `trainer`, which was made with the model that `begin` returned.
 
         Raises:
-            ValueError: another reward model, or a schedule for another number of episodes.
+            ValueError: another reward model, another task, or a schedule for another number of episodes.
         """
         plan = trainer.plan
         if self._reward is None or not any(function is self._reward for function in trainer.reward.functions):
             raise ValueError("The trainer's `reward_model` is not what `begin` returned; make the trainer with that.")
+        if trainer.task != self.maker.task:
+            raise ValueError(f"The trainer's `task` is {trainer.task.task}; give the collection the same one.")
         if -(-self.schedule.episodes // plan.batch_size) != plan.updates:
             raise ValueError(
                 f"`episodes` of the schedule is {self.schedule.episodes}, but the trainer makes {plan.updates} "
@@ -186,7 +188,7 @@ class OnlineCollection(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """With the checkpoint written: wait for the labels that the next update needs."""
-        if self._is_boundary(state) and self.stopped is None and self._is_short(state):
+        if self._is_boundary(state) and not control.should_training_stop and self._is_short(state):
             self._standing = self._wait(self._episode(state))
             if self._standing.stop is not None:
                 self._stop(control, state)
@@ -201,7 +203,7 @@ class OnlineCollection(TrainerCallback):
         """
         if not self._is_boundary(state):
             return
-        episode = self._episode(state)
+        episode, first = self._episode(state), self._standing is None
         if self._standing is None:
             self._standing = self._wait(episode)
             if self._standing.stop is not None:
@@ -210,7 +212,7 @@ class OnlineCollection(TrainerCallback):
         retrained = number != self._number
         if retrained:
             self._use(self._reward_model(number, episode), number)
-        if self._log_due or retrained or episode == 0:
+        if self._log_due or retrained or first:
             self._log(episode)
 
     def _is_boundary(self, state: TrainerState) -> bool:
