@@ -236,6 +236,18 @@ class TestCord:
             trainer.train()
         assert trainer.state.global_step == 0
 
+    def test_a_stop_during_the_first_labels_is_raised_and_kept(self, folder):
+        labeler = Slow(allowed=0)
+        thread = threading.Thread(
+            target=lambda: (wait_until(lambda: labeler.looks > 5), setattr(labeler, "stop", "no"))
+        )
+        thread.start()
+        with pytest.raises(LabellingStopped, match="no"):
+            trainer_of(folder, begin(folder, labeler))
+        thread.join()
+        summary = json.loads((folder / "online" / "collection.json").read_text())
+        assert summary["stopped"] == {"episode": 0, "reason": "no"} and summary["trainings"] == []
+
 
 def test_rounds_are_the_same_loop(folder):
     """Stiennon et al.: labels at the start of each round only, all by the policy as it is then."""

@@ -27,7 +27,6 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 
 from .labelers.collecting import CollectingLabeler, LabellingStopped
@@ -133,9 +132,8 @@ class OnlineCollection(TrainerCallback):
         if PartialState().is_main_process:
             self.files.start()
         PartialState().wait_for_everyone()
-        standing = self._wait(0)
-        if standing.stop is not None:
-            raise LabellingStopped(standing.stop)
+        self._standing = self._wait(0)
+        self._refuse_if_stopped(0)
         self._reward = self._reward_model(0, 0)
         return self._reward
 
@@ -167,35 +165,27 @@ class OnlineCollection(TrainerCallback):
 
     # ---- Between updates --------------------------------------------------------------------------------------------
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Nothing is known yet of where this run starts."""
         self._standing, self.stopped = None, None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args, state, control, **kwargs):
         """After an update: ask ahead; before a pause, or a stop, there is a checkpoint."""
         if not self._is_boundary(state):
             return
         self._log_due = control.should_log
         self._standing = self._look(self._episode(state))
-        if self._standing.stop is not None:
-            self._stop(control, state)
-        if self._standing.stop is not None or self._is_short(state):
+        self._stop_if_asked(control, state)
+        if self.stopped is not None or self._is_short(state):
             control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """With the checkpoint written: wait for the labels that the next update needs."""
         if self._is_boundary(state) and not control.should_training_stop and self._is_short(state):
             self._standing = self._wait(self._episode(state))
-            if self._standing.stop is not None:
-                self._stop(control, state)
+            self._stop_if_asked(control, state)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args, state, control, **kwargs):
         """Before an update: its reward model. At the start of a run also ask and wait.
 
         Raises:
@@ -204,10 +194,9 @@ class OnlineCollection(TrainerCallback):
         if not self._is_boundary(state):
             return
         episode, first = self._episode(state), self._standing is None
-        if self._standing is None:
+        if first:
             self._standing = self._wait(episode)
-            if self._standing.stop is not None:
-                raise LabellingStopped(self._standing.stop)
+            self._refuse_if_stopped(episode)
         number = self.schedule.trainings_before(episode) - 1
         retrained = number != self._number
         if retrained:
@@ -229,13 +218,24 @@ class OnlineCollection(TrainerCallback):
         assert self._standing is not None
         return self._standing.labels < self.schedule.labels_before(self._episode(state))
 
-    def _stop(self, control: TrainerControl, state: TrainerState) -> None:
+    def _stop_if_asked(self, control: TrainerControl, state: TrainerState) -> None:
+        if self._note_stop(self._episode(state)) is not None:
+            control.should_training_stop = True
+
+    def _refuse_if_stopped(self, episode: int) -> None:
+        reason = self._note_stop(episode)
+        if reason is not None:
+            raise LabellingStopped(reason)
+
+    def _note_stop(self, episode: int) -> str | None:
+        """The reason of a request to stop, logged and kept."""
         assert self._standing is not None
-        episode, self.stopped = self._episode(state), self._standing.stop
-        control.should_training_stop = True
-        logger.warning(f"Training stops after {episode} episodes, as a labeller asked: {self.stopped}")
-        if PartialState().is_main_process:
-            self.files.summarize({"episode": episode, "reason": self.stopped})
+        self.stopped = self._standing.stop
+        if self.stopped is not None:
+            logger.warning(f"Training stops after {episode} episodes, as a labeller asked: {self.stopped}")
+            if PartialState().is_main_process:
+                self.files.summarize({"episode": episode, "reason": self.stopped})
+        return self.stopped
 
     def _log(self, episode: int) -> None:
         """A row of its own: the training's row was written before the reward model changed."""
