@@ -45,9 +45,10 @@ format: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy trl_ziegler recipes
 
-# The API reference from the docstrings, into site/.
+# The site, into site/; a page without a place, a broken link or a wrong docstring fails.
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.installed-docs
-	$(BIN)/pdoc trl_ziegler -o site
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) site

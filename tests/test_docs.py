@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from ppo_runs import PROMPTS, letter_e, training_logs
+from reward_records import records
 
-pytest_plugins = "ppo_fixtures"
+pytest_plugins = ("ppo_fixtures", "reward_fixtures")
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("**/*.md"), *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])
@@ -15,9 +16,11 @@ WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 OF_THE_LIBRARY = {"step", "epoch"}
 
 
-def documented_metrics() -> set[str]:
-    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "ppo_trainer.md").read_text(), flags=re.MULTILINE)
-    return set(rows)
+def documented_metrics(page: str) -> set[str]:
+    """The first cells of the tables of keys with unit and meaning."""
+    text = (ROOT / "docs" / page).read_text()
+    tables = re.findall(r"^\| key \| unit \| meaning \|\n\|[-|]+\|\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    return set(re.findall(r"^\| `([^`]+)` \|", "".join(tables), flags=re.MULTILINE))
 
 
 def named(key: str) -> str:
@@ -39,11 +42,21 @@ def test_every_metric_of_a_run_is_documented_and_the_other_way_round(train):
     )
     logged = {named(key) for row in training_logs(trainer) for key in row} - OF_THE_LIBRARY
     evaluated = {key for row in trainer.state.log_history for key in row if key.startswith("eval_")}
-    table = documented_metrics()
+    table = documented_metrics("ppo_trainer.md")
     assert logged == {key for key in table if not key.startswith("eval_")}
     own = {key for key in evaluated if key.removeprefix("eval_") not in {"runtime", *logged}}
     own = {key for key in own if not key.endswith("_per_second") and named(key.removeprefix("eval_")) not in logged}
     assert own == {key for key in table if key.startswith("eval_")}
+
+
+def test_every_metric_of_a_reward_training_is_documented_and_the_other_way_round(make_trainer):
+    trainer = make_trainer(records(8), eval_dataset=records(8, seed=1), eval_strategy="epoch")
+    trainer.train()
+    logged = {key for row in training_logs(trainer) for key in row} - OF_THE_LIBRARY
+    assert logged == documented_metrics("reward_trainer.md")
+    evaluated = {key for row in trainer.state.log_history for key in row if key.startswith("eval_")}
+    measured = {key.removeprefix("eval_") for key in evaluated if not key.endswith(("_per_second", "_runtime"))}
+    assert measured == logged - {"grad_norm", "learning_rate"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -61,9 +74,7 @@ def test_commands_name_files_that_exist(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_python_runs_as_it_stands(page, make_causal_lm, tokenizer, tmp_path, monkeypatch):
     """With a tiny model in the place of the hub's."""
     folder = tmp_path / "gpt2"
