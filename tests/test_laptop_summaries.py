@@ -44,18 +44,14 @@ POST = (
 
 PINNED = {
     "posts": (
-        "Good evening. Please be kind to me.\nMy nephew did not tell the truth about the plan and started "
-        "to learn chess. We never speak of the plan. Chess is not easy. I found out that my daughter lost "
-        "the job as a farmer. My nephew lost a boat. I still think of that boat.\nHas this happened to "
-        "you?",
-        "The plan was hidden by my nephew. Chess lessons for my nephew. The boat of my nephew is gone.",
+        "A friend said that I should ask here.\nIt turned out that my aunt cancelled the dinner and married Daniel. "
+        "My aunt made forty dollars in a game.\nWhy does nobody listen?",
+        "The dinner was cancelled by my aunt. My aunt is married to Daniel and is forty dollars richer.",
     ),
     "news": (
-        "The brewery stopped the sale of knives and shook hands with Berlin. Families buy a lot of "
-        "knives.\nExperts had warned about Berlin. The brewery took the school to trial.\nA lawyer of the "
-        "school was surprised. Crowds stood in the rain near the road. It became known that the museum "
-        "delayed the election.\nThe next meeting is in Madrid.",
-        "The brewery stopped the sale of knives and shook hands with Berlin.\nThe school was sued by the brewery.",
+        "The police fired eighty workers before the summer. Last year it was not eighty. The police sued the author."
+        "\nThe author did not reply. Hundreds of people came to watch.\nThe final decision rests with the voters.",
+        "The police fired eighty workers before the summer.\nThe author was sued by the police.",
     ),
 }
 
@@ -107,17 +103,17 @@ class TestCorpora:
             name: len(domain.subjects) * sum(len(relation.objects) for relation in domain.relations)
             for name, domain in DOMAINS.items()
         }
-        assert combinations["posts"] > 10_000 and combinations["news"] > 4_000
+        assert combinations["posts"] > 3_500 and combinations["news"] > 1_500
 
     @kinds
     def test_lengths_are_within_bounds(self, kind, documents):
         for document in documents[kind]["train"]:
-            assert 36 <= len(tokens(document.text)) <= 75
+            assert 24 <= len(tokens(document.text)) <= 52
             assert 8 <= len(tokens(" ".join(document.summary))) <= 24
 
     def test_words_are_few(self):
         rows = make_posts(1000, seed=0) + make_news(1000, seed=0)
-        assert 600 <= len(set(tokens(" ".join(text for row in rows for text in row.values())))) <= 900
+        assert 500 <= len(set(tokens(" ".join(text for row in rows for text in row.values())))) <= 700
 
     @kinds
     def test_a_small_tokenizer_has_a_token_for_each_word(self, kind):
@@ -160,7 +156,7 @@ class TestCorpora:
         assert 0.8 < statistics.mean(part.coverage for part in parts) < 0.97
         said = [facts_in(" ".join(document.summary)) for document in train]
         minor = [facts - main_facts(document.text) for facts, document in zip(said, train, strict=True)]
-        assert 0.05 < sum(map(bool, minor)) / len(train) < 0.35
+        assert 0 < sum(map(bool, minor)) / len(train) < 0.2
         copied = [sentence in document.text for document in train for sentence in document.summary]
         assert 0.1 < statistics.mean(copied) < 0.35
 
@@ -186,18 +182,20 @@ class TestFactsIn:
             assert facts_in(document.text) == facts
             assert main_facts(document.text) == {fact for fact in facts if fact.subject == hero}
             main = main_facts(document.text)
-            assert 2 <= len(main) <= 3 and 1 <= len(facts - main) <= 2
-            assert len({fact.relation for fact in main}) == len(main)
+            assert 2 <= len(main) <= 3 and len(facts - main) <= 1
+            kinds_of_object = {DOMAINS[kind].relation(fact).kind for fact in main}
+            assert len(kinds_of_object) == len(main)  # none is mistaken for another's
+        minor = [built_from(document) - main_facts(document.text) for document in documents[kind]["train"]]
+        assert 0.15 < sum(map(bool, minor)) / len(minor) < 0.45
 
     @kinds
     def test_openers_and_tails_add_nothing(self, kind):
         domain = DOMAINS[kind]
         fact = domain.draw(random.Random(0), domain.subjects[0])
         clause = domain.say(fact, domain.relation(fact).told[0])
-        slots = {"who": domain.phrase(domain.subjects[1]), "cities": "Paris"}
         for opener in domain.openers:
             for tail in domain.tails:
-                assert facts_in(finish(f"{opener.format(**slots)} {clause} {tail}")) == {fact}
+                assert facts_in(finish(f"{opener} {clause} {tail}")) == {fact}
 
     def test_what_surrounds_the_facts_states_nothing(self):
         rng = random.Random(0)
@@ -219,14 +217,14 @@ class TestFactsIn:
             ("Anna got a new car and lives in Rome now.", {ANNA_CAR, ANNA_ROME}),
             ("Anna got a new car, but the ring of Ben is gone.", {ANNA_CAR, BEN_RING}),
             ("Ben lost a ring and Anna bought a car and moved to Rome.", {BEN_RING, ANNA_CAR, ANNA_ROME}),
-            ("Ben told me that Anna bought a car.", {ANNA_CAR}),
+            ("People told me that Anna bought a car.", {ANNA_CAR}),
             ("Sister got a new car.", {Fact("sister", "bought", "car")}),
             ("My sister got a new car.", {Fact("sister", "bought", "car")}),
             ("My aunt hurt an arm.", {Fact("aunt", "hurt", "arm")}),
-            ("Anna married Ben.", {Fact("Anna", "married", "Ben")}),
-            ("Anna was left by Ben.", {Fact("Ben", "left", "Anna")}),
-            ("The zoo was sued by the bank.", {Fact("bank", "sued", "zoo")}),
-            ("In Rome, the bank opened an office in Paris on Friday.", {Fact("bank", "office", "Paris")}),
+            ("Anna married Hugo.", {Fact("Anna", "married", "Hugo")}),
+            ("Hugo was left by Ben.", {Fact("Ben", "left", "Hugo")}),
+            ("The actor was sued by the bank.", {Fact("bank", "sued", "actor")}),
+            ("In the morning, the bank opened an office in Paris on Friday.", {Fact("bank", "office", "Paris")}),
             ("Anna bought a car.\nShe was happy.\nAnna moved to Rome!", {ANNA_CAR, ANNA_ROME}),
         ],
     )
@@ -277,7 +275,7 @@ class TestSummaryScorer:
             (" Anna got a new car. Rome is the new home of Anna.", 1.0, 1.0, 14),
             (" Anna got a new car. Anna bought a car.", 1.0, 0.5, 11),  # said twice
             (" Anna got a new car. Anna lives in Paris now.", 0.0, 0.5, 12),  # one right, one invented
-            (" Anna got a new boat.", -1.0, 0.0, 6),
+            (" Anna got a new bike.", -1.0, 0.0, 6),
             (" Ben got a new car. Anna lives in Rome now. Ben hurt a leg.", -1 / 3, 0.5, 17),
             (" The ring of Ben is gone.", 1.0, 0.0, 7),  # true, and beside the point
             (" Thanks for reading.", 0.0, 0.0, 4),

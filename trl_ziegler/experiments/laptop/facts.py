@@ -14,39 +14,26 @@ from typing import NamedTuple
 
 from .grammar import finish, lines, tokens
 
-NAMES = (
-    "Anna Clara Ella Mary Nora Ruth Julia Emma Laura Sophie Irene Alice Ben Jack Paul Peter Sam Tom Leo Max Simon "
-    "Oscar Henry Felix"
-).split()
-ROLES = (
-    "mother father sister brother neighbor son daughter uncle aunt cousin roommate boss landlord coach nephew niece "
-    "grandmother stepfather"
-).split()
+NAMES = "Anna Clara Ella Mary Nora Ruth Julia Emma Ben Jack Paul Peter Sam Tom".split()
+ROLES = "mother father sister brother neighbor son daughter uncle aunt cousin roommate boss".split()
 INSTITUTIONS = (
-    "mayor minister company airline bank museum school hospital factory club police court council theater zoo railway "
-    "brewery union library newspaper governor army church senate"
+    "mayor minister company airline bank museum school hospital factory club police court council theater zoo railway"
 ).split()
-NUMBERS = "ten twenty thirty forty fifty sixty seventy eighty ninety".split()
 OBJECTS = {
-    "things": (
-        "car bike phone laptop guitar ring wallet camera watch piano coat tent boat desk couch mirror lamp suitcase "
-        "drum scooter"
-    ).split(),
-    "cities": (
-        "Paris London Rome Madrid Dublin Boston Chicago Denver Dallas Lisbon Vienna Prague Athens Cairo Tokyo Berlin"
-    ).split(),
-    "jobs": "nurse teacher driver cook waiter lawyer baker pilot farmer tailor painter singer plumber clerk".split(),
+    "things": "car bike phone laptop guitar ring wallet camera".split(),
+    "cities": "Paris London Rome Madrid Dublin Boston Chicago Denver".split(),
+    "jobs": "nurse teacher driver cook waiter lawyer baker pilot".split(),
     "pets": "cat dog parrot rabbit turtle pony hamster goat".split(),
-    "courses": "French chess law history chemistry music math Spanish biology yoga".split(),
-    "events": "wedding party concert dinner flight interview funeral holiday meeting picnic".split(),
+    "courses": "French chess law history chemistry music math Spanish".split(),
+    "events": "wedding party concert dinner flight interview funeral holiday".split(),
     "limbs": "leg arm foot wrist knee shoulder".split(),
     "secrets": "money debt letter accident test plan".split(),
-    "numbers": NUMBERS,
-    "names": NAMES,
-    "works": "bridge stadium tower park tunnel station road market pool garden canal hotel".split(),
-    "goods": "milk bread toys shoes trucks candles knives apples fish books".split(),
-    "shows": "festival election match parade strike race fair auction vote ball".split(),
-    "institutions": INSTITUTIONS,
+    "numbers": "ten twenty thirty forty fifty sixty seventy eighty".split(),
+    "partners": "Robert Daniel Frank Oliver Hugo Simone Martha Rosa".split(),
+    "works": "bridge stadium tower park tunnel station road market".split(),
+    "goods": "milk bread toys shoes trucks candles knives apples".split(),
+    "shows": "festival election match parade strike race fair auction".split(),
+    "rivals": "farmer doctor actor author dancer student sailor builder".split(),
 }
 POST_RELATIONS = """
 bought | things | bought a {o}; spent a lot of money on a {o} | got a new {o}; a new {o} for {s}
@@ -67,8 +54,8 @@ hurt | limbs | hurt a {o}; fell on a {o} | has a bad {o}; the {o} of {s} is hurt
 owed | numbers | borrowed {o} dollars from me; got {o} dollars from me | owes me {o} dollars; {o} dollars went to {s}
 won | numbers | won {o} dollars; made {o} dollars in a game | is {o} dollars richer; {o} dollars were won by {s}
 lied | secrets | lied about the {o}; did not tell the truth about the {o} | hid the {o}; the {o} was hidden by {s}
-married | names | married {o}; said yes to {o} | is married to {o}; {o} is married now to {s}
-left | names | broke up with {o}; left {o} for good | is no longer with {o}; {o} was left by {s}
+married | partners | married {o}; said yes to {o} | is married to {o}; {o} is married now to {s}
+left | partners | broke up with {o}; left {o} for good | is no longer with {o}; {o} was left by {s}
 """
 NEWS_RELATIONS = """
 opened | works | opened a {o}; cut the ribbon of a {o} | has a new {o}; a new {o} was opened by {s}
@@ -81,8 +68,8 @@ fired | numbers | fired {o} workers; sent {o} people home | cut {o} jobs; {o} wo
 wasted | numbers | lost {o} million dollars; wasted {o} millions | is {o} million poorer; {o} million gone for {s}
 office | cities | opened an office in {o}; sent a team to {o} | is in {o} now; {o} is a new home for {s}
 deal | cities | signed a deal with {o}; shook hands with {o} | works with {o}; {o} deal for {s}
-sued | institutions | sued the {o}; took the {o} to trial | is at law with the {o}; the {o} was sued by {s}
-praised | institutions | praised the {o}; thanked the {o} in public | likes the {o}; the {o} was praised by {s}
+sued | rivals | sued the {o}; took the {o} to trial | is at law with the {o}; the {o} was sued by {s}
+praised | rivals | praised the {o}; thanked the {o} in public | likes the {o}; the {o} was praised by {s}
 cancelled | shows | cancelled the {o}; called off the {o} | stopped the {o}; the {o} was cancelled by {s}
 delayed | shows | delayed the {o}; put off the {o} for a year | the {o} must wait for {s}; holds the {o} later
 """
@@ -96,7 +83,7 @@ a month ago
 it turned out that
 I found out that
 everybody knows that
-{who} told me that
+people told me that
 """
 POST_TAILS = """
 last month
@@ -108,10 +95,10 @@ two days ago
 """
 NEWS_OPENERS = """
 on Monday,
-in {cities},
+in the morning,
 officials said that
 it became known that
-{who} told reporters that
+insiders told reporters that
 """
 NEWS_TAILS = """
 on Friday
@@ -130,21 +117,22 @@ events | we had planned the {o} for months; the {o} meant a lot to me
 limbs | the {o} was swollen for days; a doctor looked at the {o}
 secrets | we never speak of the {o}; the {o} is all I think about
 numbers | to us {o} dollars is a lot; I could use {o} dollars too
-names | I never trusted {o}; {o} was a good friend of mine
+partners | I never trusted {o}; {o} was a good friend of mine
 """
 NEWS_REMARKS = """
 works | many people have strong views on the {o}; the {o} is near the river
 goods | shops are full of {o}; families buy a lot of {o}
 numbers | the number {o} came as a surprise; last year it was not {o}
 cities | {o} is an important partner; experts had warned about {o}
-institutions | the {o} did not reply; a lawyer of the {o} was surprised
+rivals | the {o} did not reply; a lawyer of the {o} was surprised
 shows | tickets for the {o} were sold out; the {o} is held every year
 """
-REMARK = 1.0  # chance of a remark after a main fact
+ASIDE = 0.3  # chance of a fact about somebody else
+REMARK = 0.5  # chance of a remark after a main fact
 OPENER, TAIL, JOINED = 0.15, 0.15, 0.6  # chances in a document's sentence; a tail where there is no opener
 KEPT, MINOR = 0.9, 0.2  # chances that a summary states a main fact, and one that is not
 COPIED, LINKED, HEADLINE = 0.3, 0.05, 0.4  # chances in a summary's sentence
-SUMMARY_TOKENS, DOCUMENT_TOKENS = range(8, 25), range(36, 76)
+SUMMARY_TOKENS, DOCUMENT_TOKENS = range(8, 25), range(24, 53)
 
 
 class Fact(NamedTuple):
@@ -156,9 +144,10 @@ class Fact(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """How one kind of fact is said, with slots `{s}` and `{o}`, and what is remarked about its object."""
+    """How a relation is said, with slots `{s}` and `{o}`, its kind of object, and what is remarked about one."""
 
     name: str
+    kind: str
     objects: list[str]
     told: list[str]
     short: list[str]
@@ -200,11 +189,8 @@ class Domain:
 
     def draw(self, rng: random.Random, subject: str) -> Fact:
         """A fact about `subject`."""
-        while True:
-            relation = rng.choice(self.relations)
-            fact = Fact(subject, relation.name, rng.choice(relation.objects))
-            if fact.object != subject:
-                return fact
+        relation = rng.choice(self.relations)
+        return Fact(subject, relation.name, rng.choice(relation.objects))
 
     def say(self, fact: Fact, form: str, headline: bool = False) -> str:
         """A clause: `fact` in one of its relation's forms; a headline that starts with its subject bares it."""
@@ -222,7 +208,7 @@ def relations(block: str, remarks: str) -> list[Relation]:
     """The relations of a block (name | kind of object | told forms | short forms), with remarks by kind of object."""
     about = {kind: sentences.split("; ") for kind, sentences in table(remarks)}
     return [
-        Relation(name, OBJECTS[kind], told.split("; "), short.split("; "), about[kind])
+        Relation(name, kind, OBJECTS[kind], told.split("; "), short.split("; "), about[kind])
         for name, kind, told, short in table(block)
     ]
 
@@ -257,7 +243,7 @@ class Document(NamedTuple):
 def write(
     rng: random.Random, domain: Domain, split: str, paragraphs: Callable[[list[Told]], list[list[str]]]
 ) -> Document:
-    """A document of 36 to 75 tokens with a reference summary; `paragraphs` sets what is told among other sentences."""
+    """A document of 24 to 52 tokens with a reference summary; `paragraphs` sets what is told among other sentences."""
     while True:
         told = tell_all(rng, domain, split)
         text = "\n".join(" ".join(paragraph) for paragraph in paragraphs(told))
@@ -266,29 +252,30 @@ def write(
 
 
 def tell_all(rng: random.Random, domain: Domain, split: str) -> list[Told]:
-    """The sentences of a document that state facts: 2 or 3 main facts, and 1 or 2 about others, a main one first.
+    """The sentences of a document that state facts, a main one first: 2 or 3 main ones, at times one about another.
 
-    All main facts are about one subject and of different relations; two of them may share a sentence.
+    All main facts are about one subject; two of them may share a sentence.
     """
     hero = rng.choice(domain.subjects)
-    main = distinct(rng.randint(2, 3), lambda: domain.draw(rng, hero))
+    main = main_facts_of(rng, domain, hero)
     while split_of(main) != split:
-        main = distinct(len(main), lambda: domain.draw(rng, hero))
-    others = [subject for subject in domain.subjects if subject != hero]
-    minor = [domain.draw(rng, rng.choice(others)) for _ in range(rng.randint(1, 2))]
+        main = main_facts_of(rng, domain, hero)
     groups = [main[:2], main[2:]] if rng.random() < JOINED else [[fact] for fact in main]
     first, *rest = [tell(rng, domain, group, REMARK) for group in groups if group]
-    rest += [tell(rng, domain, [fact], 0.0) for fact in minor]
+    if rng.random() < ASIDE:
+        minor = domain.draw(rng, rng.choice([subject for subject in domain.subjects if subject != hero]))
+        rest.append(tell(rng, domain, [minor], 0.0))
     rng.shuffle(rest)
     return [first, *rest]
 
 
-def distinct(n: int, draw: Callable[[], Fact]) -> list[Fact]:
-    """`n` facts of different relations."""
+def main_facts_of(rng: random.Random, domain: Domain, hero: str) -> list[Fact]:
+    """2 or 3 facts about `hero` with objects of different kinds, so that none could be mistaken for another's."""
+    wanted = rng.randint(2, 3)
     facts: dict[str, Fact] = {}
-    while len(facts) < n:
-        fact = draw()
-        facts.setdefault(fact.relation, fact)
+    while len(facts) < wanted:
+        fact = domain.draw(rng, hero)
+        facts.setdefault(domain.relation(fact).kind, fact)
     return list(facts.values())
 
 
@@ -297,17 +284,11 @@ def tell(rng: random.Random, domain: Domain, facts: list[Fact], remark_chance: f
     predicates = [rng.choice(domain.relation(fact).told).format(o=fact.object) for fact in facts]
     clause = f"{domain.phrase(facts[0].subject)} {' and '.join(predicates)}"
     if rng.random() < OPENER:
-        clause = f"{fill(rng, domain, rng.choice(domain.openers))} {clause}"
+        clause = f"{rng.choice(domain.openers)} {clause}"
     elif rng.random() < TAIL:  # not both: "on Monday" and "on Friday" would not go together
         clause = f"{clause} {rng.choice(domain.tails)}"
     remarks = [finish(rng.choice(domain.relation(fact).remarks).format(o=fact.object)) for fact in facts]
     return Told(finish(clause), facts, [remark for remark in remarks if rng.random() < remark_chance])
-
-
-def fill(rng: random.Random, domain: Domain, template: str) -> str:
-    """Replace the slots of a sentence that states nothing: `{who}`, or a kind of object."""
-    words = {kind: rng.choice(objects) for kind, objects in OBJECTS.items()}
-    return template.format(who=domain.phrase(rng.choice(domain.subjects)), **words)
 
 
 def summarize(rng: random.Random, domain: Domain, told: list[Told]) -> list[str]:

@@ -3,35 +3,35 @@
 import random
 
 from .corpora import generator
-from .facts import NEWS, Document, Told, fill, write
+from .facts import NEWS, Document, Told, write
 from .grammar import finish, lines
 
 QUOTES = """
-"we are proud of this step," {who} said
-"it is too early to say more," {who} said
+"we are proud of this step," a voter said
+"it is too early to say more," a judge said
 "this will change the town," a reader wrote
 "we had hoped for more," a worker said
-"nobody asked us about the {works}," a neighbor said
-"the {shows} will be missed," {who} said
+"nobody asked us about it," a neighbor said
+"we shall see what comes of it," an expert said
 "such a choice takes courage," a professor noted
 "our children deserve a better future," a parent shouted
 "I read it twice and still could not believe it," a student said
 """
 DETAILS = """
-hundreds of people came to the {works}
-the news was read in {cities} as well
-there had been talk about {goods} for weeks
-the last {shows} was {numbers} years ago
-{who} did not want to comment
-the plan would cost about {numbers} million dollars
+hundreds of people came to watch
+the news was read abroad as well
+there had been talk about it for weeks
+the last time was years ago
+nobody wanted to comment
+the cost is not known
 most shops were shut at that time
-crowds stood in the rain near the {works}
-about {numbers} people were asked about it
+crowds stood in the rain all day
+many people were asked about it
 a vote is expected in the fall
 both sides met behind closed doors
 a spokesman refused to give any reasons
 critics called it a mistake
-similar ideas had been rejected in {cities}
+similar ideas had been rejected before
 heavy traffic blocked several roads downtown
 the budget has been tight since the flood
 supporters waved flags and sang loudly
@@ -40,7 +40,7 @@ local radio first reported the story
 CLOSINGS = """
 more details will follow
 the matter is still open
-the next meeting is in {cities}
+the next meeting is soon
 no date has been set
 an inquiry is under way
 the final decision rests with the voters
@@ -50,7 +50,7 @@ the final decision rests with the voters
 def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     """Return `n` rows `{"article": str, "highlights": str}`.
 
-    An article of 36 to 75 tokens opens with its first main fact, at times two in that sentence; facts, details and
+    An article of 24 to 52 tokens opens with its first main fact, at times two in that sentence; facts, details and
     quotes follow, two or three sentences to a line. Its main facts are those about the subject of its first sentence
     (see `summary_truth.main_facts`). The highlights, 8 to 24 tokens, stand on a line each and state most of the main
     facts, in shorter forms than the article's, and nothing that the article does not state. Neither ends with
@@ -73,7 +73,7 @@ def article(rng: random.Random, split: str) -> Document:
 def sentences(rng: random.Random, told: list[Told]) -> list[str]:
     """The main fact first, then the other facts in order among quotes and details, and a closing."""
     blocks = [[sentence, *remarks] for sentence, _, remarks in told]
-    for extra in pick(rng, QUOTES, rng.randint(0, 1)) + pick(rng, DETAILS, rng.randint(1, 2)):
+    for extra in pick(rng, rng.choice([QUOTES, DETAILS]), 1):
         blocks.insert(rng.randint(1, len(blocks)), [extra])
     return [sentence for block in blocks for sentence in block] + pick(rng, CLOSINGS, 1)
 
@@ -90,7 +90,7 @@ def paragraphs(rng: random.Random, order: list[str]) -> list[list[str]]:
 
 def pick(rng: random.Random, block: str, n: int) -> list[str]:
     """`n` different sentences of a block that states nothing."""
-    return [capitalize(finish(fill(rng, NEWS, template))) for template in rng.sample(lines(block), n)]
+    return [capitalize(finish(sentence)) for sentence in rng.sample(lines(block), n)]
 
 
 def capitalize(sentence: str) -> str:

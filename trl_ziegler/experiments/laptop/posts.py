@@ -3,7 +3,7 @@
 import random
 
 from .corpora import generator
-from .facts import POSTS, Document, Told, fill, write
+from .facts import POSTS, Document, Told, write
 from .grammar import finish, lines
 
 GREETINGS = """
@@ -21,34 +21,34 @@ I do not know where to start
 I need some advice
 please be kind to me
 I will try to keep this short
-we have been close for {numbers} years
+I never wrote here before
 I am still angry about it
-{who} said that I should ask here
+a friend said that I should ask here
 the names are real because nobody reads this
 I typed this with cold hands on a bus
 maybe other families have the same kind of trouble
-{who} and I used to be good friends
+some of you may know me
 """
 ASIDES = """
 I could not sleep at all that night
 nobody at home talks about it
-I have always liked {who}
-I saw a {things} in the hall that day
-{who} asked me about the {events}
-I once had a {pets} myself
-I was on my way to {cities}
-we talked about a {things} for hours
-I know a {jobs} who laughed about it
-it cost us {numbers} dollars or so
-I have no interest in {courses}
-my {limbs} hurt from all this work
-the weather in {cities} was awful as usual
+I have always liked quiet days
+I saw nobody in the hall that day
+a stranger asked me about it
+I have a small garden myself
+I was on my way to work
+we talked about nothing else for hours
+I know people who laughed about it
+it has cost us a lot of sleep
+I have no interest in sports
+my head is tired from all this
+the weather was awful as usual
 I baked bread and washed every dish instead
-some people say that any {jobs} would do better
+some people say that it is my fault
 my hair turned grey within a few days
-we were both drinking tea when the {events} began
-a {pets} slept under the kitchen table
-{who} laughed and {who} cried
+we were both drinking tea when it began
+somebody slept under the kitchen table
+some laughed and some cried
 I had dreamed of a quiet year
 """
 ENDINGS = """
@@ -73,7 +73,7 @@ why does nobody listen
 def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
     """Return `n` rows `{"post": str, "summary": str}`.
 
-    A post of 36 to 75 tokens has three paragraphs on a line each: a preamble, a body of facts and asides, and an
+    A post of 24 to 52 tokens has three paragraphs on a line each: a preamble, a body of facts and asides, and an
     ending. Its main facts are those about the subject of its first fact (see `summary_truth.main_facts`). The summary
     of 8 to 24 tokens states most of them on one line, in shorter forms than the post's, and nothing that the
     post does not state. Neither ends with a newline: "\\n\\nTL;DR:" may follow the post, and "\\n" ends the summary.
@@ -93,8 +93,8 @@ def post(rng: random.Random, split: str) -> Document:
 
 
 def preamble(rng: random.Random) -> list[str]:
-    """A greeting and throat-clearing."""
-    return pick(rng, GREETINGS, 1) + pick(rng, PREAMBLES, rng.randint(1, 2))
+    """A greeting or throat-clearing."""
+    return pick(rng, rng.choice([GREETINGS, PREAMBLES]), 1)
 
 
 def body(rng: random.Random, told: list[Told]) -> list[str]:
@@ -114,4 +114,4 @@ def ending(rng: random.Random) -> list[str]:
 
 def pick(rng: random.Random, block: str, n: int) -> list[str]:
     """`n` different sentences of a block that states nothing."""
-    return [finish(fill(rng, POSTS, template)) for template in rng.sample(lines(block), n)]
+    return [finish(sentence) for sentence in rng.sample(lines(block), n)]

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...labelers.protocol import Text, plain_text
-from .facts import NAMES, NEWS, OBJECTS, POSTS, Domain, Fact
+from .facts import NEWS, POSTS, Domain, Fact
 from .grammar import tokens
 
 HERE = "§"  # stands for the subject in a form
@@ -76,9 +76,8 @@ def all_forms(domain: Domain) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def phrases(templates: list[str]) -> str:
-    """A regular expression for any of the templates, slots filled, in lower case and without commas."""
-    slots = {"who": rf"(?:{'|'.join(NAMES)}|{ROLE})", "cities": f"(?:{'|'.join(OBJECTS['cities'])})"}
-    return "|".join(template.replace(",", "").format(**slots).lower() for template in templates)
+    """A regular expression for any of the texts, in lower case and without commas."""
+    return "|".join(template.replace(",", "").lower() for template in templates)
 
 
 FORMS = {form: meaning for domain in (POSTS, NEWS) for form, meaning in all_forms(domain)}
