@@ -18,6 +18,8 @@ from .metrics import (
     optimum_at,
     sampled_frontier,
 )
+from .online import OnlineCollection
+from .online_schedule import CollectionSchedule, RoundSchedule
 from .openai_labels import load_openai_labels, save_openai_labels
 from .optim import TFAdam
 from .ppo_config import ZieglerPPOConfig
@@ -47,14 +49,17 @@ __all__ = [
     "BestOfKAccuracy",
     "BestOfKRewardConfig",
     "BestOfKRewardTrainer",
+    "CollectionSchedule",
     "Copying",
     "DataCollatorForBestOfK",
     "FixedKLController",
     "KLEntropyReward",
     "Labeler",
     "LengthControlledWinRate",
+    "OnlineCollection",
     "RewardNormalization",
     "Rouge",
+    "RoundSchedule",
     "ScoreLabeler",
     "SentimentScorer",
     "TFAdam",
