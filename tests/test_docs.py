@@ -74,6 +74,7 @@ def test_commands_name_files_that_exist(page):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_python_runs_as_it_stands(page, make_causal_lm, tokenizer, tmp_path, monkeypatch):
     """With a tiny model in the place of the hub's."""
