@@ -1,12 +1,19 @@
 """The pages in docs/: their code runs, their metrics are those of a real run, their files exist."""
 
 import re
+from argparse import ArgumentParser
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from ppo_runs import PROMPTS, letter_e, training_logs
 from reward_records import records
+
+from trl_ziegler import BestOfKRewardConfig, ZieglerPPOConfig
+from trl_ziegler.experiments.arguments import StyleArguments, SummaryArguments
+from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments, script_parser
 
 pytest_plugins = ("ppo_fixtures", "reward_fixtures")
 
@@ -86,3 +93,38 @@ def test_python_runs_as_it_stands(page, make_causal_lm, tokenizer, tmp_path, mon
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(block.replace('"gpt2"', repr(str(folder))), page.name, "exec"), namespace)
+
+
+def options(parser: ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def options_of(recipe: str) -> set[str]:
+    """The flags that a recipe reads; those of its sections stand for all of `--section.key`."""
+    own = {"reward": (RewardScriptArguments, BestOfKRewardConfig), "ppo": (PolicyScriptArguments, ZieglerPPOConfig)}
+    if recipe in own:
+        return {*options(script_parser(*own[recipe])), "--config"}
+    arguments = SummaryArguments if recipe in ("tldr", "cnndm") else StyleArguments
+    return {"--config", *(f"--{item.name}" for item in fields(arguments))}
+
+
+def command_lines(page: Path) -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return [line.split("#")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def flags(words: str) -> set[str]:
+    return {word.split("=")[0].split(".")[0] for word in words.split() if re.match(r"--\w", word)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_use_flags_and_targets_that_exist(page):
+    targets = set(re.findall(r"^([\w-]+)(?: [\w-]+)*:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for line in command_lines(page):
+        launched = re.match(r"accelerate launch (.*?)recipes/(\w+)\.py(.*)", line.strip())
+        if launched:
+            before, recipe, after = launched.groups()
+            assert flags(before) <= options(launch_command_parser()), line
+            assert flags(after) <= options_of(recipe), line
+        made = re.match(r"make ([\w-]+)", line.strip())
+        assert made is None or made[1] in targets, line
