@@ -109,8 +109,9 @@ def options_of(recipe: str) -> set[str]:
 
 
 def command_lines(page: Path) -> list[str]:
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    return [line.split("#")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    commands = [text.replace("\\\n", " ") for language, text in blocks if language in ("bash", "sh", "")]
+    return [line.split("#")[0] for text in commands for line in text.splitlines()]
 
 
 def flags(words: str) -> set[str]:
