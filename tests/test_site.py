@@ -100,3 +100,13 @@ def test_names_in_brackets_become_links_where_there_is_an_entry(hooks):
         '<autoref identifier="trl_ziegler.Task" optional><code>Task</code></autoref> <code>Dataset</code> '
         "<code>PeftModel, optional</code>"
     )
+
+
+def test_the_picture_of_the_layers_is_the_code_as_it_is():
+    drawn = runpy.run_path(str(DOCS / "architecture.py"))
+    assert drawn["draw"]() == drawn["PICTURE"].read_text(encoding="utf-8"), "run `python docs/architecture.py`"
+
+
+def test_the_picture_shows_every_layer():
+    layers = runpy.run_path(str(ROOT / "tests" / "test_layers.py"))["LAYERS"]
+    assert set(runpy.run_path(str(DOCS / "architecture.py"))["LAYERS"]) == layers.keys() - {"flat names"}
