@@ -20,6 +20,7 @@ pytest_plugins = "summaries_fixtures"
 
 BEFORE, ROUND = ["base", "sft"], ["collect", "label", "reward", "policy"]
 ALL = [*BEFORE, *ROUND, "evaluate"]
+ONE_UPDATE = {"max_steps": 1}
 
 
 def names_of(experiment):
@@ -31,6 +32,8 @@ def test_the_stages_of_each_kind_of_run(make_experiment):
     both = make_experiment(starts=["supervised", "zero_shot"])
     assert names_of(both) == [*ALL[:-1], "policy_zero_shot", "evaluate"]
     assert names_of(make_experiment(mode="direct")) == [*BEFORE, "collect", "policy", "evaluate"]
+    online = make_experiment(mode="online", policy=ONE_UPDATE)
+    assert names_of(online) == [*BEFORE, "collect", "label", "policy", "evaluate"]
     rounds = make_experiment(rounds=3, starts=["zero_shot", "supervised"])
     numbered = [f"{name}_round_{number}" for number in (1, 2) for name in ROUND]
     assert names_of(rounds) == [*BEFORE, *numbered, *ROUND, "policy_supervised", "evaluate"]
@@ -38,9 +41,11 @@ def test_the_stages_of_each_kind_of_run(make_experiment):
         make_experiment("sentiment")
 
 
-def test_every_argument_that_changes_results_belongs_to_a_stage(make_experiment):
-    read = {key for stage in make_experiment().stages() for key in stage.settings} - {"task_name", "start"}
-    unread = {"output_dir", "stages", "batch_size", "cpu_threads", "report_to"}
+def test_every_argument_that_changes_results_belongs_to_a_stage(make_experiment, tmp_path):
+    people = str(tmp_path / "labels.db")
+    kinds = [make_experiment(), make_experiment(label_store=people), make_experiment(mode="online", policy=ONE_UPDATE)]
+    read = {key for kind in kinds for stage in kind.stages() for key in stage.settings} - {"task_name", "start"}
+    unread = {"output_dir", "stages", "batch_size", "cpu_threads", "report_to", "label_poll_seconds"}
     assert read == {item.name for item in fields(SummaryArguments)} - unread
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from trl import TrlParser
@@ -35,9 +36,12 @@ class RecipeArguments:
     stages: str | None = field(
         default=None, metadata={"help": "Comma-separated stages to run; default all. Finished ones are skipped."}
     )
-    mode: Literal["best_of_k", "direct"] = field(
+    mode: Literal["best_of_k", "direct", "online"] = field(
         default="best_of_k",
-        metadata={"help": "RL on a reward model trained from best-of-K labels, or directly on the labeller's score."},
+        metadata={
+            "help": "RL on a reward model trained from best-of-K labels, directly on the labeller's score, or "
+            "online: on reward models from labels collected as PPO goes on, num_labels in all."
+        },
     )
     model: str | None = field(
         default=None, metadata={"help": "Start model: folder or hub id of a causal language model."}
@@ -49,6 +53,27 @@ class RecipeArguments:
     num_labels: int = field(default=4992, metadata={"help": "Labels to train the reward model on."})
     num_eval_labels: int = field(default=512, metadata={"help": "Held-out labels for its accuracy."})
     label_error_rate: float = field(default=0.0, metadata={"help": "Share of labels replaced by a random other one."})
+    label_store: str | None = field(
+        default=None,
+        metadata={
+            "help": "People answer instead of the simulated labeller: their label store, an SQLite file or "
+            "postgresql://user@host/database, which python -m trl_ziegler.label serves to them."
+        },
+    )
+    label_poll_seconds: float = field(
+        default=5.0, metadata={"help": "Pause between two looks into the label store while a run waits for people."}
+    )
+    online_initial_labels: int = field(default=500, metadata={"help": "Labels collected before PPO starts."})
+    online_trainings: int = field(
+        default=20, metadata={"help": "Reward trainings: one before PPO, the others at evenly spaced label counts."}
+    )
+    online_margin: int = field(
+        default=1000, metadata={"help": "Labels that requests run ahead by; simulated labellers need none."}
+    )
+    online_validation_interval: int = field(
+        default=10,
+        metadata={"help": "Every how many-th query compares candidates of policy and start model; 0 for none."},
+    )
     num_policy_queries: int = field(default=8192, metadata={"help": "Queries PPO draws from."})
     num_eval_queries: int = field(default=512, metadata={"help": "Held-out queries for win rate and samples."})
     num_normalization_samples: int = field(
@@ -84,6 +109,31 @@ class RecipeArguments:
             raise ValueError(
                 "`model` and `documents` go together: give both for your own, or neither for the laptop world."
             )
+        if self.mode == "online" and self.num_labels < self.online_initial_labels:
+            raise ValueError(
+                f"`num_labels` is {self.num_labels}, fewer than the {self.online_initial_labels} of "
+                "`online_initial_labels`, which it includes; raise it or lower that."
+            )
+        if not self.label_poll_seconds > 0:
+            raise ValueError(f"`label_poll_seconds` is {self.label_poll_seconds}; give a positive pause.")
+        if self.label_store is not None:
+            self._check_label_store(self.label_store)
+
+    def _check_label_store(self, location: str) -> None:
+        if self.mode == "direct":
+            raise ValueError(
+                f"`label_store` is '{location}', but the mode 'direct' asks nobody; leave one of the two out."
+            )
+        if self.label_error_rate:
+            raise ValueError(
+                f"`label_error_rate` is {self.label_error_rate}, the simulated labeller's, but people answer "
+                "(`label_store`); leave one of the two out."
+            )
+        if "://" in location and urlsplit(location).password is not None:
+            raise ValueError(
+                "`label_store` holds a password, which the run's config.yaml would keep; leave it out and give it in "
+                "PGPASSWORD or ~/.pgpass."
+            )
 
     def section(self, name: str) -> dict[str, Any]:
         """A section's keys and values, read from whatever form it was given in."""
@@ -95,36 +145,7 @@ class RecipeArguments:
 
 
 @dataclass
-class OnlineArguments(RecipeArguments):
-    """Settings of a run that can collect its labels while PPO runs (`mode: online`); `num_labels` is their total."""
-
-    mode: Literal["best_of_k", "direct", "online"] = field(  # type: ignore[assignment]
-        default="best_of_k",
-        metadata={"help": RecipeArguments.__dataclass_fields__["mode"].metadata["help"] + " online: as PPO goes on."},
-    )
-    online_initial_labels: int = field(default=500, metadata={"help": "Labels collected before PPO starts."})
-    online_trainings: int = field(
-        default=20, metadata={"help": "Reward trainings: one before PPO, the others at evenly spaced label counts."}
-    )
-    online_margin: int = field(
-        default=1000, metadata={"help": "Labels that requests run ahead by; simulated labellers need none."}
-    )
-    online_validation_interval: int = field(
-        default=10,
-        metadata={"help": "Every how many-th query compares candidates of policy and start model; 0 for none."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mode == "online" and self.num_labels < self.online_initial_labels:
-            raise ValueError(
-                f"`num_labels` is {self.num_labels}, fewer than the {self.online_initial_labels} of "
-                "`online_initial_labels`, which it includes; raise it or lower that."
-            )
-
-
-@dataclass
-class StyleArguments(OnlineArguments):
+class StyleArguments(RecipeArguments):
     """Settings of a stylistic continuation. An empty section `sft` uses `model` as it is."""
 
     sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "classifier")
@@ -210,12 +231,31 @@ class SummaryArguments(RecipeArguments):
             )
         if self.rounds < 1:
             raise ValueError(f"`rounds` is {self.rounds}; give at least 1.")
+        if self.mode == "online":
+            self._check_online()
+        if self.label_store is not None and self.label_noise:
+            raise ValueError(
+                f"`label_noise` is {self.label_noise}, the simulated labeller's, but people answer (`label_store`); "
+                "leave one of the two out."
+            )
         if "policy" in self.candidate_sources and self.rounds == 1:
             raise ValueError(
                 "`candidate_sources` has 'policy', which writes from the second round on; raise `rounds`."
             )
         if self.summary_tokens is not None and len(self.summary_tokens) != 2:
             raise ValueError(f"`summary_tokens` is {self.summary_tokens}; give the fewest and the most.")
+
+    def _check_online(self) -> None:
+        if self.rounds > 1:
+            raise ValueError(
+                f"`rounds` is {self.rounds} with `mode` 'online', which collects labels by a schedule of its own; "
+                "leave one of the two out."
+            )
+        if len(self.starts) > 1:
+            raise ValueError(
+                f"`starts` is {self.starts} with `mode` 'online', where the labels follow one policy; give one start, "
+                "and run again with the other."
+            )
 
 
 def check_choices(name: str, values: list[str], known: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -9,7 +10,12 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..labelers import CollectingLabeler, Labeler
+from ..online_schedule import CollectionSchedule
+from ..ppo_config import UpdatePlan, ZieglerPPOConfig
+from ..tasks import Task
 from .arguments import RecipeArguments, section_config
+from .labelling import make_labeler, open_store
 from .pipeline import Stage
 
 Arguments = TypeVar("Arguments", bound=RecipeArguments)
@@ -32,6 +38,8 @@ class Experiment(ABC, Generic[Arguments]):
     configs: ClassVar[Mapping[str, type]]
     """The sections that are trainings, and the config class of each. An empty section of `optional` is none."""
     optional: ClassVar[tuple[str, ...]] = ()
+    task: Task
+    """Where responses end."""
 
     def __init__(self, name: str, args: Arguments, run_dir: Path) -> None:
         if name not in self.tasks:
@@ -41,10 +49,40 @@ class Experiment(ABC, Generic[Arguments]):
         for section in self.configs:
             if args.section(section) or section not in self.optional:
                 self.trainer_config(section, run_dir)
+        if args.mode == "online":
+            collection_schedule(args, self.trainer_config("policy", run_dir))  # a bad one is refused here too
+        if args.label_store is not None:
+            open_store(args.label_store).close()  # and so is one that cannot be opened
+        best_only = args.label_store is not None or args.mode == "online"
+        if best_only and args.section("reward").get("loss_type") == "ranking":
+            raise ValueError(
+                "`loss_type` in the section 'reward' is 'ranking', but people (`label_store`) and online collection "
+                "say only which candidate is best; use 'best_of_k' or 'pairwise'."
+            )
 
     @abstractmethod
     def stages(self) -> list[Stage]:
         """The stages in order, each with the settings its result depends on."""
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """What the stage `label` depends on where people answer."""
+        return () if self.args.label_store is None else ("label_store",)
+
+    @property
+    def online(self) -> tuple[str, ...]:
+        """What the stage `policy` depends on, further to its own, where labels are collected online."""
+        if self.args.mode != "online":
+            return ()
+        return (*(item.name for item in fields(self.args) if item.name.startswith("online_")), "reward")
+
+    @abstractmethod
+    def labeler(self) -> Labeler:
+        """The simulated labeller."""
+
+    def collecting_labeler(self) -> CollectingLabeler:
+        """Who labels: people, or the simulated labeller."""
+        return make_labeler(self.args, self.name, self.labeler)
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """What a stage that reads these arguments depends on."""
@@ -63,6 +101,18 @@ class Experiment(ABC, Generic[Arguments]):
         }
         values = {**defaults, **args.section(section)}
         return section_config(self.configs[section], section, values, **forced)
+
+
+def collection_schedule(args: RecipeArguments, config: ZieglerPPOConfig) -> CollectionSchedule:
+    """l(n) over the episodes that `config` makes of the run's queries."""
+    plan = UpdatePlan.from_config(config, args.num_policy_queries)
+    return CollectionSchedule(
+        initial=args.online_initial_labels,
+        total=args.num_labels,
+        episodes=plan.updates * plan.batch_size,
+        trainings=args.online_trainings,
+        margin=args.online_margin,
+    )
 
 
 def load_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -6,72 +6,68 @@ was killed, goes on from there.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import PreTrainedModel
 
-from ..labelers.collecting import CollectingLabeler, LabellingStopped
+from ..labelers.collecting import LabellingStopped
 from ..online import OnlineCollection
 from ..online_candidates import REFERENCE, win_rate
 from ..online_files import SUMMARY
-from ..online_schedule import CollectionSchedule
-from ..ppo_config import UpdatePlan, ZieglerPPOConfig
+from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
-from ..tasks import Task
-from .arguments import OnlineArguments
-from .experiment import load_model
-from .pipeline import write_json
+from .experiment import Experiment, collection_schedule, load_model
+from .pipeline import read_jsonl, write_json
 from .report_online import COLLECTION
 from .training import train_reward_model
 
 
-def collection_schedule(args: OnlineArguments, config: ZieglerPPOConfig) -> CollectionSchedule:
-    """l(n) over the episodes that `config` makes of the run's queries."""
-    plan = UpdatePlan.from_config(config, args.num_policy_queries)
-    return CollectionSchedule(
-        initial=args.online_initial_labels,
-        total=args.num_labels,
-        episodes=plan.updates * plan.batch_size,
-        trainings=args.online_trainings,
-        margin=args.online_margin,
-    )
-
-
 def start_collection(
+    experiment: Experiment[Any],
     folder: Path,
-    args: OnlineArguments,
     config: ZieglerPPOConfig,
-    task: Task,
     start: str,
     queries: list[dict[str, Any]],
-    labeler: CollectingLabeler,
-    train_reward: Callable[[list[dict[str, Any]], int, Path], None],
-) -> tuple[OnlineCollection, Any]:
+    **options: Any,
+) -> tuple[OnlineCollection, PreTrainedModel]:
     """The collection of a stage, with the first labels there, and the first reward model.
 
     Args:
+        experiment: Its stages `collect` and `label` have left what rewards are normalised over and held-out labels.
         folder: The stage's.
+        config: Of the stage's PPO.
         start: Folder or id of the start model.
         queries: Rows that comparisons are made of, in this order.
-        train_reward: See `reward_training`.
+        options: Further options of `train_reward_model`.
 
     Raises:
         LabellingStopped: a labeller has asked to stop.
     """
+    args, run_dir = experiment.args, experiment.run_dir
+    train_reward = reward_training(
+        partial(experiment.trainer_config, "reward"),
+        start,
+        read_jsonl(run_dir / "collect" / "normalization.jsonl"),
+        read_jsonl(run_dir / "label" / "labels.jsonl"),
+        **options,
+    )
     model, tokenizer = load_model(start)
     collection = OnlineCollection(
         folder / COLLECTION,
         collection_schedule(args, config),
         queries,
-        labeler,
+        experiment.collecting_labeler(),
         train_reward,
-        task=task,
+        task=experiment.task,
         tokenizer=tokenizer,
         num_candidates=args.num_candidates,
         validation_interval=args.online_validation_interval,
         batch_size=args.batch_size,
         seed=args.seed,
+        poll_seconds=args.label_poll_seconds,
     )
     return collection, collection.begin(model.to(PartialState().device))
 

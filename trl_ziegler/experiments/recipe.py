@@ -14,6 +14,7 @@ from .._files import write_text
 from ..labelers import LabellingStopped
 from .arguments import RecipeArguments, parse_recipe_arguments
 from .experiment import Experiment
+from .labelling import labelling_of_run
 from .pipeline import MANIFEST, run_stages, versions, write_json, write_yaml
 from .report import write_report
 from .style import StyleExperiment
@@ -107,6 +108,9 @@ def write_results(
         metrics["classifier"] = read_metrics(run_dir / "classifier")
     if (run_dir / "reward" / MANIFEST).is_file() and "reward" in stages:
         metrics["reward_model"] = read_metrics(run_dir / "reward")
+    labelling = labelling_of_run(run_dir, task, args, stages)
+    if labelling is not None:
+        metrics["labelling"] = labelling
     manifests = {name: run_dir / name / MANIFEST for name in stages}
     metrics["stage_seconds"] = {
         name: json.loads(path.read_text())["seconds"] for name, path in manifests.items() if path.is_file()

@@ -21,7 +21,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from .report_alarms import find_alarms
-from .report_online import COLLECTION, accuracy_plot, collection_plots, read_collection, stop_alarm
+from .report_online import (
+    COLLECTION,
+    accuracy_plot,
+    collection_plots,
+    labelling_rows,
+    read_collection,
+    stop_alarm,
+)
 from .report_plots import Plot, frontier_plot, policy_plots, reward_plots
 from .report_summaries import copied_share_plot, copy_positions_plot, training_plots
 
@@ -146,7 +153,7 @@ def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:
             figures.append(_accuracy(name, metrics[key]))
     for predictor, entry in metrics.get("predictors", {}).items():
         figures.append(replace(_accuracy(f"Labels guessed by {predictor}", entry), look_for="below the reward model"))
-    return figures
+    return [*figures, *(Figure(*row) for row in labelling_rows(metrics.get("labelling")))]
 
 
 def _win_rate(baseline: str, entry: Mapping[str, Any], at_equal_length: Mapping[str, Any] | None) -> Figure:

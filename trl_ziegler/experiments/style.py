@@ -4,8 +4,7 @@ Each stage reads what earlier ones left in the run directory and writes its own 
 """
 
 import json
-from dataclasses import fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,8 +22,7 @@ from trl import SFTConfig
 
 from .._files import write_jsonl
 from ..kl_control import FixedKLController
-from ..labelers import ImmediateLabeler, ScoreLabeler, SentimentScorer, VividnessScorer
-from ..online import OnlineCollection
+from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import KLEntropyReward, function_name
@@ -33,7 +31,8 @@ from .arguments import StyleArguments, section_task
 from .evaluation import Judged, evaluate_policy
 from .experiment import Experiment, load_model
 from .generation import Generator, collect_candidates
-from .online import collection_schedule, finish_collection, last_reward, reward_training, start_collection
+from .labelling import label_all
+from .online import finish_collection, last_reward, start_collection
 from .pipeline import Stage, read_jsonl, write_json
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
 from .worlds import make_world
@@ -58,8 +57,6 @@ class StyleExperiment(Experiment[StyleArguments]):
         super().__init__(name, args, run_dir)
         self.world = make_world(args)
         self.task = section_task(BOOKS, args.section("task"))
-        if args.mode == "online":
-            collection_schedule(args, self.trainer_config("policy", run_dir))  # a bad one is refused here
 
     def stages(self) -> list[Stage]:
         """The stages in order, each with the settings its result depends on."""
@@ -77,14 +74,11 @@ class StyleExperiment(Experiment[StyleArguments]):
                 "num_normalization_samples",
                 "mode",
             ),
-            "label": ("label_error_rate", "seed"),
+            "label": ("label_error_rate", *self.people, "seed"),
             "reward": ("reward", "num_eval_labels", "seed"),
-            "policy": ("policy", "task", "seed", "mode"),
+            "policy": ("policy", "task", "seed", "mode", *self.online),
             "evaluate": ("frontier_queries", "frontier_samples", "task", "seed"),
         }
-        if self.args.mode == "online":
-            online = tuple(item.name for item in fields(self.args) if item.name.startswith("online_"))
-            keys["policy"] += (*online, "reward", "num_labels", "num_candidates", "label_error_rate")
         left_out = {"reward"} if self.args.mode == "online" else set()
         if self.name == "descriptiveness":
             left_out.add("classifier")
@@ -168,12 +162,11 @@ class StyleExperiment(Experiment[StyleArguments]):
         write_json(folder / "metrics.json", metrics)
 
     def label(self, folder: Path) -> None:
-        """Let the simulated labeller pick the best of each K."""
-        if not PartialState().is_main_process:
-            return
+        """Let people or the simulated labeller pick the best of each K."""
         rows = read_jsonl(self.run_dir / "collect" / "candidates.jsonl")
-        labels = self.labeler().label([row["prompt"] for row in rows], [row["completions"] for row in rows])
-        write_jsonl(folder / "labels.jsonl", [{**row, "label": b} for row, b in zip(rows, labels, strict=True)])
+        labelled = label_all(self.collecting_labeler, rows, self.args.label_poll_seconds)
+        if PartialState().is_main_process:
+            write_jsonl(folder / "labels.jsonl", labelled)
 
     def reward(self, folder: Path) -> None:
         """Train the reward model on the labels, normalised over the start model's samples before and after."""
@@ -193,7 +186,8 @@ class StyleExperiment(Experiment[StyleArguments]):
         queries = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")
         collection = None
         if self.args.mode == "online":
-            collection, reward = self._start_collection(folder, config, queries[self.args.num_eval_labels :])
+            rest = queries[self.args.num_eval_labels :]
+            collection, reward = start_collection(self, folder, config, self.start_path(), rest)
             rewards, config.reward_weights = [reward, self.judge()], [1.0, 0.0]
         else:
             rewards, config.reward_weights = self.reward_functions()
@@ -275,22 +269,8 @@ class StyleExperiment(Experiment[StyleArguments]):
         return [normalized_reward_model(folder), self.judge()], [1.0, 0.0]
 
     def labeler(self) -> ScoreLabeler:
-        """Who labels: the judge, with slips."""
+        """The simulated labeller: the judge, with slips."""
         return ScoreLabeler(self.judge(), error_rate=self.args.label_error_rate, seed=self.args.seed)
-
-    def _start_collection(
-        self, folder: Path, config: ZieglerPPOConfig, queries: list[dict[str, Any]]
-    ) -> tuple[OnlineCollection, PreTrainedModel]:
-        train_reward = reward_training(
-            partial(self.trainer_config, "reward"),
-            self.start_path(),
-            read_jsonl(self.run_dir / "collect" / "normalization.jsonl"),
-            read_jsonl(self.run_dir / "label" / "labels.jsonl"),
-        )
-        labeler = ImmediateLabeler(self.labeler())
-        return start_collection(
-            folder, self.args, config, self.task, self.start_path(), queries, labeler, train_reward
-        )
 
     def _queries(
         self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int

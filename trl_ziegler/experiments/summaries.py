@@ -33,6 +33,8 @@ from ..tasks import (
 from .arguments import SUMMARIZERS, SummaryArguments, section_task
 from .experiment import Experiment, load_model
 from .generation import Generator, authors_of, collect_candidates
+from .labelling import label_all
+from .online import finish_collection, last_reward, start_collection
 from .pipeline import Stage, read_jsonl, write_json
 from .summaries_data import Part
 from .summaries_evaluation import (
@@ -44,7 +46,15 @@ from .summaries_evaluation import (
     sampled,
     written,
 )
-from .summaries_records import Record, make_records, stiennon_queries, supervised_rows, whole_texts, without_context
+from .summaries_records import (
+    Record,
+    make_records,
+    ranked,
+    stiennon_queries,
+    supervised_rows,
+    whole_texts,
+    without_context,
+)
 from .summaries_text import few_shot_prefix, lead_3, zero_shot_prompt
 from .summaries_worlds import make_summary_world
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
@@ -93,12 +103,14 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         queries = ("num_policy_queries", "num_normalization_samples", "mode")
         keys = {
             "collect": (*DATA, *collected, *queries, "rounds"),
-            "label": ("label_error_rate", "label_noise", "seed"),
+            "label": ("label_error_rate", "label_noise", *self.people, "seed"),
             "reward": ("reward", "num_eval_labels", "normalize_to", "seed"),
-            "policy": ("policy", "num_curve_queries", "task", "seed", "mode"),
+            "policy": ("policy", "num_curve_queries", "task", "seed", "mode", *self.online),
         }
+        if self.args.mode != "best_of_k":
+            del keys["reward"]
         if self.args.mode == "direct":
-            del keys["label"], keys["reward"]
+            del keys["label"]
         stages = []
         for step, read in keys.items():
             # Further starts are stages of their own, so all of a round depends on the first alone.
@@ -158,7 +170,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             write_json(folder / "metrics.json", {"eval_loss": losses})
 
     def collect(self, folder: Path, *, number: int) -> None:
-        """Sample candidates for this round's labels and samples for the normalisation; keep the queries."""
+        """Sample candidates for this round's labels (online: held-out ones) and for the normalisation."""
         if not PartialState().is_main_process:
             return
         records = self.records("train")
@@ -166,7 +178,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         write_jsonl(folder / "eval_queries.jsonl", without_context(self.records("validation")))
         if self.args.mode == "direct":
             return
-        count = self.args.num_labels + self.args.num_eval_labels
+        count = self.args.num_eval_labels + (0 if self.args.mode == "online" else self.args.num_labels)
         if len(records) < number * count:
             raise ValueError(
                 f"The documents give {len(records)} queries, {number * count} are to be labelled in {number} rounds; "
@@ -178,17 +190,15 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         write_jsonl(folder / "normalization.jsonl", self._normalization_samples(records))
 
     def label(self, folder: Path, *, number: int) -> None:
-        """Let the simulated labeller pick the best of each K, and rank them."""
-        if not PartialState().is_main_process:
-            return
+        """Let people pick the best of each K, or the simulated labeller, who also ranks them."""
         rows = read_jsonl(self.folder("collect", number) / "candidates.jsonl")
-        labeler = ScoreLabeler(
-            self.world.judge(self.args.label_noise), error_rate=self.args.label_error_rate, seed=self.args.seed
-        )
-        columns = {key: [row[key] for row in rows] for key in ("prompt", "completions", "reference")}
-        rankings = labeler.rank(columns["prompt"], columns["completions"], reference=columns["reference"])
-        labelled = [{**row, "label": order[0], "ranking": order} for row, order in zip(rows, rankings, strict=True)]
-        write_jsonl(folder / "labels.jsonl", labelled)
+        main = PartialState().is_main_process
+        if self.args.label_store is not None:
+            rows = label_all(self.collecting_labeler, rows, self.args.label_poll_seconds)
+        elif main:
+            rows = ranked(self.labeler(), rows)
+        if main:
+            write_jsonl(folder / "labels.jsonl", rows)
 
     def reward(self, folder: Path, *, number: int) -> None:
         """Train the reward model on the labels of all rounds so far; this round's last labels are held out."""
@@ -212,9 +222,16 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         # The judge comes last, and takes its own place where ROUGE is the judge.
         functions: tuple[RewardFunction, ...] = (ReferenceOverlap(), CopiedShare(), judge)
         named = {function_name(function): function for function in functions}
-        optimized = judge if self.args.mode == "direct" else self.reward_model(number)
-        logged = [function for function in named.values() if function is not optimized]
         config = self.trainer_config("policy", folder)
+        collection = None
+        if self.args.mode == "online":
+            rest = without_context(self.records("train")[self.args.num_eval_labels :])
+            collection, optimized = start_collection(
+                self, folder, config, self.model_path(first), rest, normalize_to=self.args.normalize_to
+            )
+        else:
+            optimized = judge if self.args.mode == "direct" else self.reward_model(number)
+        logged = [function for function in named.values() if function is not optimized]
         config.reward_weights = [1.0] + [0.0] * len(logged)
         continued = number > 1 and start is None
         collected = self.folder("collect", number)
@@ -228,8 +245,11 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             reference=self.model_path(first) if continued else None,
             eval_rows=read_jsonl(collected / "eval_queries.jsonl")[: self.args.num_curve_queries],
             pretraining=self._pretraining() if config.ptx_coef else None,
+            collection=collection,
             aliases={"score/true": function_name(judge), "copied_share": "copied_share", "rouge_mean": "rouge_mean"},
         )
+        if collection is not None:
+            finish_collection(folder, collection)
 
     def evaluate(self, folder: Path) -> None:
         """Every row of the table, on held-out queries."""
@@ -241,7 +261,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         metrics, samples = compare(self._authors(records, judge), judge)
         if self.args.mode != "direct":
             labels = read_jsonl(self.folder("label", self.args.rounds) / "labels.jsonl")
-            metrics["predictors"] = predictors_of_labels(labels[len(labels) - self.args.num_eval_labels :])
+            metrics["predictors"] = predictors_of_labels(labels[-self.args.num_eval_labels :])
         write_json(folder / "metrics.json", metrics)
         write_jsonl(folder / "samples.jsonl", samples)
 
@@ -255,8 +275,16 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         return pointer or str(self.run_dir / "base" / "model")
 
     def reward_model(self, number: int) -> PreTrainedModel:
-        """The reward model of a round."""
-        return normalized_reward_model(self.folder("reward", number))
+        """The reward model of a round, or the last one of online collection."""
+        online = self.args.mode == "online"
+        return normalized_reward_model(
+            last_reward(self.run_dir / "policy") if online else self.folder("reward", number)
+        )
+
+    def labeler(self) -> ScoreLabeler:
+        """The simulated labeller: the judge, with noise and slips."""
+        judge = self.world.judge(self.args.label_noise)
+        return ScoreLabeler(judge, error_rate=self.args.label_error_rate, seed=self.args.seed)
 
     @cached_property
     def bound(self) -> BoundTask:

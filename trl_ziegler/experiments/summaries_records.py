@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..labelers import ScoreLabeler
 from ..tasks import BoundTask, part_ids, stiennon_article_query, stiennon_query
 
 Record = dict[str, Any]
@@ -84,3 +85,10 @@ def supervised_rows(records: Sequence[Record]) -> Dataset:
 def without_context(records: Sequence[Record]) -> list[Record]:
     """Records as PPO's queries: what is not to be read again is left out."""
     return [{key: record[key] for key in ("prompt_ids", "prompt", "reference")} for record in records]
+
+
+def ranked(labeler: ScoreLabeler, rows: Sequence[Record]) -> list[Record]:
+    """Rows with the labeller's `ranking` of their `completions`, and the first of it as `label`."""
+    columns = {key: [row[key] for row in rows] for key in ("prompt", "completions", "reference")}
+    rankings = labeler.rank(columns["prompt"], columns["completions"], reference=columns["reference"])
+    return [{**row, "label": order[0], "ranking": order} for row, order in zip(rows, rankings, strict=True)]
