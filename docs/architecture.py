@@ -36,9 +36,7 @@ def edges(layers: dict) -> list[tuple[str, str]]:
 
 def members(layers: dict, layer: str) -> list[str]:
     """The files and folders of a layer, folders with a stroke behind them."""
-    if layer == "recipes":
-        return sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
-    folders = {path.name for path in (ROOT / "trl_ziegler").iterdir() if path.is_dir()}
+    folders = {path.name for path in [*(ROOT / "trl_ziegler").iterdir(), *ROOT.iterdir()] if path.is_dir()}
     return sorted(f"{name}/" if name in folders else name for name in layers["LAYERS"][layer])
 
 
