@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import Trainer
 
 from trl_ziegler.kl_control import FixedKLController
 from trl_ziegler.ppo_checks import (
@@ -164,3 +165,16 @@ def test_a_stop_token_that_never_comes_is_warned_of(caplog):
     assert not caplog.text
     warn_of_invalid(0.09)
     assert "Only 9% of the responses of a rollout hold the token that ends them" in caplog.text
+
+
+@pytest.mark.parametrize(("flag", "name"), [("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed")])
+def test_a_launch_that_shards_the_model_is_refused(make_ppo, monkeypatch, flag, name):
+    create = Trainer.create_accelerator_and_postprocess
+
+    def as_launched(trainer):
+        create(trainer)
+        setattr(trainer, flag, True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", as_launched)
+    with pytest.raises(ValueError, match=f"{name} is on, but PPO samples from the whole policy"):
+        make_ppo()

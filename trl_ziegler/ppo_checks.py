@@ -165,6 +165,19 @@ def check_stop_token(task: BoundTask, policy: PreTrainedModel) -> None:
         )
 
 
+def check_whole_model(fsdp: bool, deepspeed: bool) -> None:
+    """Refuse a launch that shards the model, or that makes an optimiser step within the backward pass.
+
+    Responses are sampled with the unwrapped policy, which would be a shard, and gradients are looked at before a step.
+    """
+    for name, enabled in (("FSDP", fsdp), ("DeepSpeed", deepspeed)):
+        if enabled:
+            raise ValueError(
+                f"{name} is on, but PPO samples from the whole policy and looks at gradients before each step; launch "
+                "with DDP (recipes/accelerate/ddp.yaml), and give a `peft_config` where memory is short."
+            )
+
+
 def check_sign_of_reward(shape: Any, scored: Any, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> None:
     """Raising the score must raise R, raising log pi above log rho must not raise it (section 4.4 of the paper)."""
     total = shape(scored, logprobs, ref_logprobs).rewards.sum()

@@ -32,6 +32,7 @@ from .ppo_checks import (
     check_sign_of_reward,
     check_start,
     check_stop_token,
+    check_whole_model,
     first_non_finite_row,
     list_of,
     non_finite_gradients,
@@ -148,6 +149,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
         )
+        check_whole_model(self.is_fsdp_enabled, self.is_deepspeed_enabled)
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
         self.model_accepts_loss_kwargs = False
         self.ref_model = self._frozen(ref_model)
