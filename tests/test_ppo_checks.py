@@ -22,6 +22,8 @@ from trl_ziegler.reward_wrapper import KLEntropyReward, Scored
 from trl_ziegler.rollout import Rollout
 from trl_ziegler.tasks import BOOKS, Task
 
+pytest_plugins = "ppo_fixtures"
+
 
 @pytest.fixture
 def args(tmp_path):
