@@ -19,6 +19,7 @@ from trl import ModelConfig
 from trl_ziegler.experiments.arguments import parse_recipe_arguments, section_config
 from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments
 from trl_ziegler.experiments.recipe import EXPERIMENTS, run_recipe
+from trl_ziegler.experiments.simulated_labellers import SimulatedLabellersArguments
 from trl_ziegler.experiments.style import StyleExperiment
 from trl_ziegler.experiments.summaries_worlds import SummaryWorldConfig
 from trl_ziegler.experiments.worlds import WorldConfig
@@ -98,6 +99,7 @@ def test_help_lists_every_argument(script, monkeypatch, capsys):
     own = {
         "reward": (RewardScriptArguments, BestOfKRewardConfig, ModelConfig),
         "ppo": (PolicyScriptArguments, ZieglerPPOConfig, ModelConfig),
+        "simulated_labellers": (SimulatedLabellersArguments,),
     }
     with pytest.raises(SystemExit) as end:
         run_script(script, ["--help"], monkeypatch)
