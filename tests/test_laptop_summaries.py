@@ -46,7 +46,7 @@ PINNED = {
     "posts": (
         "A friend said that I should ask here.\nIt turned out that my aunt cancelled the dinner and married Daniel. "
         "My aunt made forty dollars in a game.\nWhy does nobody listen?",
-        "The dinner was cancelled by my aunt. My aunt is married to Daniel and is forty dollars richer.",
+        "The dinner was cancelled by my aunt. Daniel is married now to my aunt. Forty dollars were won by my aunt.",
     ),
     "news": (
         "The police fired eighty workers before the summer. Last year it was not eighty. The police sued the author."
@@ -109,7 +109,7 @@ class TestCorpora:
     def test_lengths_are_within_bounds(self, kind, documents):
         for document in documents[kind]["train"]:
             assert 24 <= len(tokens(document.text)) <= 52
-            assert 8 <= len(tokens(" ".join(document.summary))) <= 24
+            assert 8 <= len(tokens(" ".join(document.summary))) <= 26
 
     def test_words_are_few(self):
         rows = make_posts(1000, seed=0) + make_news(1000, seed=0)
@@ -157,6 +157,8 @@ class TestCorpora:
         said = [facts_in(" ".join(document.summary)) for document in train]
         minor = [facts - main_facts(document.text) for facts, document in zip(said, train, strict=True)]
         assert 0 < sum(map(bool, minor)) / len(train) < 0.2
+        asks = [document.summary[-1] for document in train if not facts_in(document.summary[-1])]
+        assert 0.35 < len(asks) / len(train) < 0.65 and len(set(asks)) == 4  # they tell nothing
         copied = [sentence in document.text for document in train for sentence in document.summary]
         assert 0.1 < statistics.mean(copied) < 0.35
 

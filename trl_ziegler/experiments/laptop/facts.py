@@ -127,12 +127,25 @@ cities | {o} is an important partner; experts had warned about {o}
 rivals | the {o} did not reply; a lawyer of the {o} was surprised
 shows | tickets for the {o} were sold out; the {o} is held every year
 """
+POST_ASKS = """
+what should I do?
+any advice would help.
+am I wrong to be angry?
+please tell me what you think.
+"""
+NEWS_ASKS = """
+read the full story here.
+find out what comes next.
+more pictures below.
+see what readers say.
+"""
 ASIDE = 0.3  # chance of a fact about somebody else
 REMARK = 0.5  # chance of a remark after a main fact
 OPENER, TAIL, JOINED = 0.15, 0.15, 0.6  # chances in a document's sentence; a tail where there is no opener
 KEPT, MINOR = 0.9, 0.2  # chances that a summary states a main fact, and one that is not
+ASK = 0.5  # chance that it ends with a sentence that tells nothing, as many an author's does
 COPIED, LINKED, HEADLINE = 0.3, 0.05, 0.4  # chances in a summary's sentence
-SUMMARY_TOKENS, DOCUMENT_TOKENS = range(8, 25), range(24, 53)
+SUMMARY_TOKENS, DOCUMENT_TOKENS = range(8, 27), range(24, 53)
 
 
 class Fact(NamedTuple):
@@ -165,6 +178,7 @@ class Domain:
         relations: What can be said of them.
         openers: Beginnings of a fact's sentence that add nothing to it.
         tails: Ends likewise.
+        asks: What summaries may end with: sentences that tell nothing.
     """
 
     names: list[str]
@@ -173,6 +187,7 @@ class Domain:
     relations: list[Relation]
     openers: list[str]
     tails: list[str]
+    asks: list[str]
 
     @cached_property
     def subjects(self) -> list[str]:
@@ -213,8 +228,24 @@ def relations(block: str, remarks: str) -> list[Relation]:
     ]
 
 
-POSTS = Domain(NAMES, ROLES, "my", relations(POST_RELATIONS, POST_REMARKS), lines(POST_OPENERS), lines(POST_TAILS))
-NEWS = Domain([], INSTITUTIONS, "the", relations(NEWS_RELATIONS, NEWS_REMARKS), lines(NEWS_OPENERS), lines(NEWS_TAILS))
+POSTS = Domain(
+    names=NAMES,
+    roles=ROLES,
+    determiner="my",
+    relations=relations(POST_RELATIONS, POST_REMARKS),
+    openers=lines(POST_OPENERS),
+    tails=lines(POST_TAILS),
+    asks=lines(POST_ASKS),
+)
+NEWS = Domain(
+    names=[],
+    roles=INSTITUTIONS,
+    determiner="the",
+    relations=relations(NEWS_RELATIONS, NEWS_REMARKS),
+    openers=lines(NEWS_OPENERS),
+    tails=lines(NEWS_TAILS),
+    asks=lines(NEWS_ASKS),
+)
 DOMAINS = (POSTS, NEWS)
 
 
@@ -292,7 +323,7 @@ def tell(rng: random.Random, domain: Domain, facts: list[Fact], remark_chance: f
 
 
 def summarize(rng: random.Random, domain: Domain, told: list[Told]) -> list[str]:
-    """The sentences of a reference summary of 8 to 24 tokens: most main facts, at times a minor one, in brief.
+    """The sentences of a reference summary of 8 to 26 tokens: most main facts, at times a minor one, in brief.
 
     Some authors copy a sentence of their document. Everything a reference states is true.
     """
@@ -314,6 +345,9 @@ def draft(rng: random.Random, domain: Domain, told: list[Told]) -> list[str]:
     for group in linked(rng, chosen):
         copied = rng.random() < COPIED
         sentences.append(source(told, group[0]) if copied else brief(rng, domain, group))
+    if rng.random() < ASK:
+        ask = rng.choice(domain.asks)
+        sentences.append(ask[0].upper() + ask[1:])
     return list(dict.fromkeys(sentences))
 
 

@@ -52,10 +52,10 @@ def make_news(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
 
     An article of 24 to 52 tokens opens with its first main fact, at times two in that sentence; facts, details and
     quotes follow, two or three sentences to a line. Its main facts are those about the subject of its first sentence
-    (see `summary_truth.main_facts`). The highlights, 8 to 24 tokens, stand on a line each and state most of the main
-    facts, in shorter forms than the article's, and nothing that the article does not state. Neither ends with
-    a newline: "\\n\\nTL;DR:" may follow the article. No two splits share a set of main facts,
-    though any single fact may occur in each.
+    (see `summary_truth.main_facts`). The highlights, 8 to 26 tokens, stand on a line each and state most of the main
+    facts, in shorter forms than the article's, and nothing that the article does not state; every other one ends with
+    a line that sends the reader on. Neither ends with a newline: "\\n\\nTL;DR:" may follow the article. No two splits
+    share a set of main facts, though any single fact may occur in each.
 
     Raises:
         ValueError: if `split` is not "train", "valid" or "test".

@@ -75,8 +75,9 @@ def make_posts(n: int, seed: int, split: str = "train") -> list[dict[str, str]]:
 
     A post of 24 to 52 tokens has three paragraphs on a line each: a preamble, a body of facts and asides, and an
     ending. Its main facts are those about the subject of its first fact (see `summary_truth.main_facts`). The summary
-    of 8 to 24 tokens states most of them on one line, in shorter forms than the post's, and nothing that the
-    post does not state. Neither ends with a newline: "\\n\\nTL;DR:" may follow the post, and "\\n" ends the summary.
+    of 8 to 26 tokens states most of them on one line, in shorter forms than the post's, and nothing that the post does
+    not state; every other one ends by asking the reader something. Neither post nor summary ends with a newline:
+    "\\n\\nTL;DR:" may follow the post, and "\\n" ends the summary.
     No two splits share a set of main facts, though any single fact may occur in each.
 
     Raises:
