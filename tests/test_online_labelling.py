@@ -213,6 +213,17 @@ def test_the_simulated_labeller_is_not_made_where_people_answer(path):
     assert isinstance(make_labeler(StyleArguments(), "sentiment", longest), ImmediateLabeler)
 
 
+@pytest.mark.parametrize("name", ["sentiment", "tldr"])
+def test_an_online_policy_depends_on_the_schedule_and_on_how_rewards_are_trained(make_experiment, name):
+    offline, online = (
+        stage(make_experiment(name, mode=mode, policy={"max_steps": 1}), "policy").settings
+        for mode in ("best_of_k", "online")
+    )
+    assert set(online) - set(offline) == {
+        "reward", "online_initial_labels", "online_trainings", "online_margin", "online_validation_interval",
+    }  # fmt: skip
+
+
 # ---- Figures --------------------------------------------------------------------------------------------------------
 
 
@@ -261,12 +272,14 @@ def test_what_was_taken_back_does_not_count(store):
 
 
 def test_figures_of_more_comparisons_than_one_query_takes(store):
-    ids = store.add(records(1101, k=2), repeats=1).ids
-    store.add_labeller("ann")
-    said = {"labeller": "ann", "kind": "label", "label": 0, "reason": None, "seconds": 1.0}
+    ids = store.add(records(1101, k=2), repeats=2).ids
+    for name in ("ann", "bob"):
+        store.add_labeller(name)
+    said = {"kind": "label", "label": 0, "reason": None, "seconds": 1.0, "created_at": store.clock()}
     with store.writing() as session:
-        session.add_all(Answer(comparison_id=i, created_at=store.clock(), **said) for i in ids)
-    assert labelling_figures(store, ids)["answers"] == 1101
+        session.add_all(Answer(comparison_id=i, labeller=name, **said) for i in ids for name in ("ann", "bob"))
+    figures = labelling_figures(store, [*ids, *ids])
+    assert (figures["answers"], figures["agreement"]["n"]) == (2202, 1101)
 
 
 def test_figures_of_a_run_are_those_of_its_own_comparisons(path, tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from trl_ziegler.experiments import online
+from trl_ziegler._files import write_jsonl
+from trl_ziegler.experiments import online, summaries
 from trl_ziegler.experiments.arguments import StyleArguments
 from trl_ziegler.experiments.online import collection_schedule, finish_collection, last_reward, reward_training
+from trl_ziegler.experiments.pipeline import read_jsonl
 from trl_ziegler.experiments.recipe import run_recipe
 from trl_ziegler.experiments.report import write_report
 from trl_ziegler.labelers import ImmediateLabeler, LabellingStopped
@@ -147,3 +149,34 @@ def test_a_stopped_recipe_reports_the_reason_and_goes_on(tmp_path, monkeypatch, 
     asked = (tmp_path / "policy" / "collection").glob("comparisons-*.jsonl")
     online_prompts = {json.loads(line)["prompt"] for file in asked for line in file.read_text().splitlines()}
     assert not online_prompts & {row["prompt"] for row in held_out}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("rule", ["samples", "references"])
+def test_summaries_are_collected_online_and_judged_with_the_last_reward_model(tmp_path, rule, monkeypatch):
+    judged = []
+    last = summaries.normalized_reward_model
+    monkeypatch.setattr(summaries, "normalized_reward_model", lambda folder: judged.append(folder) or last(folder))
+    config = SMOKE.parents[1] / "tldr" / "smoke-online.yaml"
+    argv = ["--config", str(config), "--output_dir", str(tmp_path), "--normalize_to", rule, "--cpu_threads", "1"]
+    argv += ["--sft.max_steps", "10", "--base.max_steps", "5"]
+    run_recipe("tldr", config, [*argv, "--stages", "base,sft,collect,label,policy"])
+    labels = tmp_path / "label" / "labels.jsonl"
+    write_jsonl(labels, read_jsonl(labels)[:-1])  # one less than wanted, as where candidates were rejected
+    run_recipe("tldr", config, argv)
+
+    collection = tmp_path / "policy" / "collection"
+    assert judged == [collection / "reward_02"]
+    assert not (tmp_path / "reward").exists()
+    held_out = read_jsonl(labels)
+    asked = [row for file in collection.glob("comparisons-*.jsonl") for row in read_jsonl(file)]
+    assert 1 < len(held_out) < 16 and 32 < len(asked) <= 48
+    assert not {row["prompt"] for row in asked} & {row["prompt"] for row in held_out}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["online"]["labels"] == len(asked)
+    assert metrics["reward_model"]["n"] - 1 == metrics["predictors"]["rouge"]["n"] == len(held_out)
+    config = json.loads((collection / "reward_02" / "model" / "config.json").read_text())
+    assert config["reward_normalization"]["method"] == (
+        "reference_samples" if rule == "samples" else "reference_summaries"
+    )

@@ -120,6 +120,19 @@ def test_all_of_them_answer_what_is_shown_until_one_is_refused():
     assert sum(counts.values()) == 40 and min(counts.values()) > 0
 
 
+class EndlessPage(Page):
+    """Has one comparison, again and again."""
+
+    def next(self):
+        return {"id": 0, "prompt": "p", "completions": [" a", " b"]}
+
+
+def test_the_refusal_of_one_ends_the_work_of_the_others():
+    pages, counts = {"ann": Page(0), "bob": EndlessPage(0)}, {"ann": 0, "bob": 0}
+    with pytest.raises(PermissionError, match="the page is closed"):
+        answer_together(pages, dict.fromkeys(pages, ScoreLabeler(LengthScorer())), 0.001, counts)
+
+
 # ---- The whole command ----------------------------------------------------------------------------------------------
 
 
