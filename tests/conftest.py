@@ -20,9 +20,6 @@ from transformers import (
     Qwen2Config,
 )
 
-# For models this small a second thread costs more than it brings, above all on a busy machine.
-torch.set_num_threads(1)
-
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _connect = socket.socket.connect
 
@@ -34,6 +31,15 @@ def _connect_to_loopback_only(self, address):
 
 
 socket.socket.connect = _connect_to_loopback_only
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For models this small a second thread costs more than it brings; recipes, run in this process, ask for more."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
 
 WORDS = [
     "the", "a", "cat", "dog", "house", "garden", "saw", "loved", "hated", "found", "good", "bad", "bright", "dull",

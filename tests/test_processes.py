@@ -38,14 +38,10 @@ def test_one_process_where_several_were_asked_for_is_refused(monkeypatch, enviro
 
 def test_one_process_takes_the_cores_or_what_it_is_given(monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
-    before = torch.get_num_threads()
-    try:
-        start_processes(None)
-        assert torch.get_num_threads() == 3
-        start_processes(2)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    start_processes(None)
+    assert torch.get_num_threads() == 3
+    start_processes(2)
+    assert torch.get_num_threads() == 2
     assert "Using 3 CPU threads in each of 1 processes." in capsys.readouterr().out
 
 

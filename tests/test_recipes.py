@@ -12,7 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from trl import ModelConfig
 
@@ -199,13 +198,12 @@ def test_an_unknown_key_of_a_config_file_is_named(tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def private_places(tmp_path_factory):
-    """No cache of these runs lies in the home directory, and the number of threads is put back."""
-    folder, threads = tmp_path_factory.mktemp("caches"), torch.get_num_threads()
+    """No cache of these runs lies in the home directory."""
+    folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
         patch.setattr("evaluate.config.HF_METRICS_CACHE", folder / "metrics")
         yield
-    torch.set_num_threads(threads)
 
 
 def run(task, folder, *argv, config=None):
