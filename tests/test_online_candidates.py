@@ -104,6 +104,17 @@ class TestMaker:
         records = maker().make(5, 0, numbered(0), numbered(16))
         assert [record["query"] for record in records] == [0, 1, 2, 3, 5]
 
+    def test_an_empty_text_is_shown_to_nobody(self, maker, tokenizer):
+        numbers = numbered(0)
+
+        def draw(queries, count):
+            drawn = numbers(queries, count)
+            drawn[drawn[:, 1] == 2] = tokenizer.eos_token_id  # the third of the first query's four
+            return drawn
+
+        records = maker(validation_interval=0).make(5, 0, draw, numbered(0))
+        assert [record["query"] for record in records] == [1, 2, 3, 4, 5]
+
     def test_a_policy_that_says_one_thing_is_refused(self, maker):
         def constant(queries, count):
             return torch.zeros(len(queries) * count, 4, dtype=torch.long)

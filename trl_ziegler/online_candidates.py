@@ -116,9 +116,9 @@ class ComparisonMaker:
     def make(self, count: int, first_query: int, policy: Draw, reference: Draw) -> list[dict[str, Any]]:
         """`count` records from the queries that follow `first_query`.
 
-        Queries without enough different valid candidates are left out. Each record has the columns of its row,
-        `completion_ids`, `completions`, `sources` (who wrote each: `"policy"` or `"reference"`) and `query`, the
-        running number of its query: the next call continues after the last record's.
+        Queries without enough different valid candidates, none of them empty, are left out. A record has the columns
+        of its row, `completion_ids`, `completions`, `sources` (who wrote each: `"policy"` or `"reference"`) and
+        `query`, the running number of its query: the next call continues after the last record's.
 
         Raises:
             RuntimeError: nearly all queries are left out.
@@ -149,7 +149,11 @@ class ComparisonMaker:
         ours = self._candidates(policy, plain, self.num_candidates) | self._candidates(policy, mixed, half)
         theirs = self._candidates(reference, mixed, half)
         records = (self._record(n, ours[n], theirs.get(n, [])) for n in numbers)
-        return [record for record in records if len(set(record["completions"])) == self.num_candidates]
+        return [
+            record
+            for record in records
+            if all(record["completions"]) and len(set(record["completions"])) == self.num_candidates
+        ]
 
     def _candidates(self, draw: Draw, numbers: list[int], count: int) -> dict[int, list[list[int]]]:
         if not numbers:
