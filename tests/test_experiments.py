@@ -423,6 +423,13 @@ def test_more_samples_than_a_batch_holds_are_drawn_in_parts(make_causal_lm, toke
 
 def test_a_reward_model_below_chance_stops_the_pipeline():
     """A flipped sign makes the best candidate the one it likes least; four picks in a hundred are no accident."""
-    refuse_below_chance({"accuracy": 0.24, "high": 0.28, "chance": 0.25})
-    with pytest.raises(RuntimeError, match=r"agrees with 0\.040 of the held-out labels, guessing with 0\.250"):
-        refuse_below_chance({"accuracy": 0.04, "high": 0.06, "chance": 0.25})
+    refuse_below_chance({"accuracy": 0.24, "n": 512, "chance": 0.25})
+    with pytest.raises(RuntimeError, match=r"agrees with 0\.040 of the 100 held-out labels, guessing with 0\.250"):
+        refuse_below_chance({"accuracy": 0.04, "n": 100, "chance": 0.25})
+
+
+def test_a_few_held_out_labels_below_chance_do_not_stop_the_pipeline():
+    """Three of 32: a 95 % interval lies below chance, yet one guesser in forty does no better."""
+    refuse_below_chance({"accuracy": 3 / 32, "n": 32, "chance": 0.25})
+    with pytest.raises(RuntimeError, match=r"0\.000 of the 32 held-out labels"):
+        refuse_below_chance({"accuracy": 0.0, "n": 32, "chance": 0.25})

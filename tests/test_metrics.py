@@ -15,6 +15,7 @@ from trl_ziegler.metrics import (
     sampled_frontier,
     wilson_interval,
 )
+from trl_ziegler.metrics.best_of_k import chance_of_at_most
 
 
 class TestBestOfKAccuracy:
@@ -33,6 +34,13 @@ class TestBestOfKAccuracy:
         assert wilson_interval(0.8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)
         assert wilson_interval(1.0, 4) == pytest.approx((4 / (4 + 1.959964**2), 1.0), abs=1e-6)
         assert wilson_interval(0.0, 4)[0] == 0.0
+
+    def test_chance_of_at_most_by_hand(self):
+        # Two coins: 1/4, 3/4, 1. Of four guesses among four, at most one right: (81 + 4 * 27) / 256.
+        assert [chance_of_at_most(share, 2, 0.5) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.25, 0.75, 1.0])
+        assert chance_of_at_most(0.25, 4, 0.25) == pytest.approx(189 / 256)
+        assert chance_of_at_most(0.49, 4, 0.25) == pytest.approx(189 / 256)  # 1.96 of 4 is one, no two
+        assert chance_of_at_most(0.2, 5000, 0.25) == pytest.approx(3.479161680542674e-17)  # with whole numbers
 
     def test_interval_of_the_result_is_wilsons(self, metric):
         result = metric.compute(predictions=[[1.0, 0.0]] * 10, references=[0] * 8 + [1] * 2)

@@ -11,6 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from ..metrics import BestOfKAccuracy
+from ..metrics.best_of_k import chance_of_at_most
 from ..online import OnlineCollection
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
@@ -21,6 +22,10 @@ from ..reward_wrapper import RewardFunction
 from ..tasks import Task
 from .experiment import load_model
 from .pipeline import write_json
+
+NO_ACCIDENT = 1e-3
+"""A result that guessing gives more rarely than this stops the pipeline: an online run looks at twenty reward models,
+and the first of them may know little more than a guesser."""
 
 
 def start_model(
@@ -187,11 +192,12 @@ def with_aliases(row: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, A
 
 
 def refuse_below_chance(accuracy: dict[str, Any]) -> None:
-    """`RuntimeError` for a reward model whose agreement with held-out labels is below chance, interval and all."""
-    if accuracy["high"] < accuracy["chance"]:
+    """`RuntimeError` for a reward model whose agreement with held-out labels is below chance, and by no accident."""
+    if chance_of_at_most(accuracy["accuracy"], accuracy["n"], accuracy["chance"]) < NO_ACCIDENT:
         raise RuntimeError(
-            f"The reward model agrees with {accuracy['accuracy']:.3f} of the held-out labels, guessing with "
-            f"{accuracy['chance']:.3f}; look for labels or candidates in another order, or for a flipped sign."
+            f"The reward model agrees with {accuracy['accuracy']:.3f} of the {accuracy['n']} held-out labels, "
+            f"guessing with {accuracy['chance']:.3f}; look for labels or candidates in another "
+            "order, or for a flipped sign."
         )
 
 

@@ -31,6 +31,26 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def chance_of_at_most(accuracy: float, n: int, chance: float) -> float:
+    """Probability that guessing gets no more than this share of `n` records right.
+
+    Args:
+        accuracy: share in [0, 1]; ties may make `accuracy * n` no whole number, which is rounded down.
+        n: number of records, at least 1.
+        chance: share that guessing gets right in the mean, in (0, 1).
+
+    Returns:
+        The binomial distribution function, in [0, 1].
+    """
+    hits = math.floor(accuracy * n + 1e-9)
+    log_terms = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(chance)
+        + (n - k) * math.log1p(-chance)
+        for k in range(hits + 1)
+    ]  # fmt: skip
+    return min(1.0, math.fsum(map(math.exp, log_terms)))
+
+
 def _credit(scores: np.ndarray, label: int) -> tuple[float, bool]:
     """Credit of one record (1 / size of the tie if the label is among the best, else 0), and whether the best tie."""
     best = np.flatnonzero(scores == scores.max())
