@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from ppo_parts import prompts
-from ppo_runs import letter_e
+from ppo_runs import SMALL_RUN, letter_e
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_ziegler.labelers import ImmediateLabeler, LabellingStopped, ScoreLabeler
@@ -20,17 +20,7 @@ from trl_ziegler.tasks import Task
 TASK = Task("t", 6)
 EPISODES = 24  # six updates of four
 SCHEDULE = CollectionSchedule(initial=6, total=30, episodes=EPISODES, trainings=3, margin=2)
-SETTINGS = {
-    "per_device_train_batch_size": 4,
-    "num_ppo_epochs": 2,
-    "total_episodes": EPISODES,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
+SETTINGS = {**SMALL_RUN, "total_episodes": EPISODES}
 QUERIES = [[i, i + 1, i + 2] for i in range(40, 60)]
 SAMPLES = [[i, 90, i + 3] for i in range(40, 60)]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from ppo_parts import prompts
-from ppo_runs import TASK, letter_e
+from ppo_runs import SMALL_RUN, TASK, letter_e
 
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
@@ -29,18 +29,7 @@ def make_ppo(tmp_path, tokenizer, make_causal_lm):
             "train_dataset": prompts(),
             "task": Task("t", 6),
         }
-        settings = {
-            "output_dir": str(tmp_path / "run"),
-            "per_device_train_batch_size": 4,
-            "max_steps": 3,
-            "num_ppo_epochs": 2,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
+        settings = {**SMALL_RUN, "output_dir": str(tmp_path / "run"), "max_steps": 3}
         for name, value in given.items():
             (arguments if name in TRAINER_ARGUMENTS else settings)[name] = value
         arguments["model"] = make_causal_lm() if arguments["model"] is None else arguments["model"]

@@ -8,6 +8,17 @@ from trl_ziegler.tasks import Task
 TASK = Task("t", 6, temperature=0.7, truncate_token=".", truncate_after=3, penalty=-1.0)
 PROMPTS = [" the cat was", " a dog saw it. the", " she", " they found the old house in the garden and"]
 
+SMALL_RUN = {
+    "per_device_train_batch_size": 4,
+    "num_ppo_epochs": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
 
 def letter_e(prompts, completions, **columns):
     return [float(text.count("e")) for text in completions]

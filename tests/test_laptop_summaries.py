@@ -15,12 +15,10 @@ from trl_ziegler.experiments.laptop import (
     make_posts,
     summary_parts,
 )
-from trl_ziegler.experiments.laptop.facts import NEWS, POSTS, Document, Fact, split_of
+from trl_ziegler.experiments.laptop.facts import NEWS, POSTS, Document, Fact, pick, split_of
 from trl_ziegler.experiments.laptop.grammar import finish, tokens
 from trl_ziegler.experiments.laptop.news import CLOSINGS, DETAILS, QUOTES, article
-from trl_ziegler.experiments.laptop.news import pick as pick_for_news
 from trl_ziegler.experiments.laptop.posts import ASIDES, ENDINGS, GREETINGS, PREAMBLES, QUESTIONS, post
-from trl_ziegler.experiments.laptop.posts import pick as pick_for_posts
 from trl_ziegler.labelers import ScoreLabeler
 
 SPLITS = ["train", "valid", "test"]
@@ -202,9 +200,9 @@ class TestFactsIn:
     def test_what_surrounds_the_facts_states_nothing(self):
         rng = random.Random(0)
         for block in (GREETINGS, PREAMBLES, ASIDES, ENDINGS, QUESTIONS) * 20:
-            assert not facts_in(" ".join(pick_for_posts(rng, block, 2)))
+            assert not facts_in(" ".join(pick(rng, block, 2)))
         for block in (QUOTES, DETAILS, CLOSINGS) * 20:
-            assert not facts_in(" ".join(pick_for_news(rng, block, 2)))
+            assert not facts_in(" ".join(pick(rng, block, 2)))
         for relation in POSTS.relations + NEWS.relations:
             assert not any(
                 facts_in(remark.format(o=thing)) for remark in relation.remarks for thing in relation.objects

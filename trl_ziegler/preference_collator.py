@@ -4,7 +4,7 @@ Axis letters: `B` records, `K` candidates of a record, `N` candidates of the bat
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +93,18 @@ class DataCollatorForBestOfK(DataCollatorMixin):
 
     def _apart(self, records: list[list[list[int]]]) -> dict[str, Tensor]:
         sequences = [ids for record in records for ids in record]
-        step = self.pad_to_multiple_of or 1
-        width = math.ceil(max(map(len, sequences)) / step) * step
-        mask = [[1] * len(ids) for ids in sequences]
-        return {
-            "input_ids": stack_right_padded(sequences, width, self.pad_token_id),
-            "attention_mask": stack_right_padded(mask, width, 0),
-        }
+        return right_padded(sequences, filler=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of or 1)
+
+
+def right_padded(
+    sequences: Sequence[Sequence[int]], *, filler: int = 0, pad_to_multiple_of: int = 1
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, `[N, S]` int64: one sequence a row; the mask goes by length."""
+    width = math.ceil(max(map(len, sequences)) / pad_to_multiple_of) * pad_to_multiple_of
+    return {
+        "input_ids": stack_right_padded(sequences, width, filler),
+        "attention_mask": stack_right_padded([[1] * len(ids) for ids in sequences], width, 0),
+    }
 
 
 def candidate_rewards(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -27,13 +27,13 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, 
 from transformers.utils import find_adapter_config_file
 
 from .functional import gain_and_bias
+from .preference_collator import right_padded
 from .prefix_sharing import (
     PackedRows,
     can_share_prefix,
     pack_shared_prefix,
     packed_inputs,
     sharing_groups,
-    stack_right_padded,
 )
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
 
@@ -358,14 +358,8 @@ def _rewards(model: PreTrainedModel | PeftModel, groups: list[list[list[int]]]) 
     """`[N]`: of all sequences, group by group; those of a group share a row."""
     counts = torch.tensor([len(group) for group in groups], device=model.device)
     if counts.max() == 1:
-        return model(**_padded([ids for group in groups for ids in group], model.device)).logits[:, 0]
+        padded = right_padded([ids for group in groups for ids in group])
+        return model(**{name: x.to(model.device) for name, x in padded.items()}).logits[:, 0]
     inputs = packed_inputs(PackedRows(*(x.to(model.device) for x in pack_shared_prefix(groups))))
     rewards = model(**inputs).logits  # [B, K]
     return rewards[torch.arange(rewards.shape[1], device=rewards.device) < counts[:, None]]
-
-
-def _padded(sequences: list[list[int]], device: torch.device) -> dict[str, Tensor]:
-    width = max(map(len, sequences))
-    ids = stack_right_padded(sequences, width, 0)
-    mask = stack_right_padded([[1] * len(ids) for ids in sequences], width, 0)
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

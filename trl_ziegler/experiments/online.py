@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..labelers.collecting import LabellingStopped
 from ..online import OnlineCollection
 from ..online_candidates import REFERENCE, win_rate
-from ..online_files import SUMMARY
+from ..online_files import REWARD, SUMMARY
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
 from .experiment import Experiment, collection_schedule, load_model
@@ -119,4 +119,4 @@ def finish_collection(folder: Path, collection: OnlineCollection) -> None:
 def last_reward(folder: Path) -> Path:
     """The folder of the newest reward model of a stage."""
     trainings = json.loads((folder / COLLECTION / SUMMARY).read_text())["trainings"]
-    return folder / COLLECTION / f"reward_{trainings[-1]['number']:02d}"
+    return folder / COLLECTION / REWARD.format(number=trainings[-1]["number"])

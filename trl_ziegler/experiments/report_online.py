@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..online_files import SUMMARY
+from ..online_files import REWARD, SUMMARY
 from .report_alarms import Alarm
-from .report_plots import BLUE, GREEN, GREY, INK, ORANGE, RED, Curve, Panel, Plot, Row, _curves, _render, series
+from .report_plots import BLUE, GREEN, GREY, INK, ORANGE, RED, Curve, Panel, Plot, Row, curve_plots, render_png, series
 
 COLLECTION = "collection"
 """Folder of the collection in the stage `policy`."""
@@ -52,7 +52,7 @@ def read_collection(folder: Path) -> Collection | None:
     if not (folder / SUMMARY).is_file():
         return None
     summary = json.loads((folder / SUMMARY).read_text())
-    rewards = [folder / f"reward_{row['number']:02d}" for row in summary["trainings"]]
+    rewards = [folder / REWARD.format(number=row["number"]) for row in summary["trainings"]]
     trainings = [
         {**row, **_json(path / "metrics.json", {})} for row, path in zip(summary["trainings"], rewards, strict=True)
     ]
@@ -105,8 +105,8 @@ def collection_plots(rows: Sequence[Row], collection: Collection | None) -> list
         "The labels stay on or above the line that the schedule wants; where they touch it, PPO has waited. Dotted "
         "lines are reward trainings, each on all labels so far."
     )
-    labels = Plot("labels", "Labels", look_for, _render(_draw_labels, rows, collection.trainings))
-    return [labels, *_curves(rows, WIN_RATE, "episode", "episodes", {"even": 0.5})]
+    labels = Plot("labels", "Labels", look_for, render_png(_draw_labels, rows, collection.trainings))
+    return [labels, *curve_plots(rows, WIN_RATE, "episode", "episodes", {"even": 0.5})]
 
 
 def accuracy_plot(collection: Collection | None, chance: float | None) -> list[Plot]:
@@ -117,7 +117,7 @@ def accuracy_plot(collection: Collection | None, chance: float | None) -> list[P
     look_for = (
         "More labels should make better reward models. All are measured on the same held-out labels of the start."
     )
-    png = _render(_draw_accuracy, trainings, chance)
+    png = render_png(_draw_accuracy, trainings, chance)
     return [Plot("reward_accuracy_by_labels", "Accuracy of each reward model", look_for, png)]
 
 

@@ -201,7 +201,7 @@ def policy_plots(rows: Sequence[Row], kl_target: float | None) -> list[Plot]:
         rows: `trainer.state.log_history`, one row per update.
         kl_target: nats per response, drawn into the KL plot; None for a fixed β.
     """
-    return _curves(rows, POLICY_PANELS, "episode", "episodes", {"target": kl_target, "zero": 0.0})
+    return curve_plots(rows, POLICY_PANELS, "episode", "episodes", {"target": kl_target, "zero": 0.0})
 
 
 def reward_plots(rows: Sequence[Row], chance: float | None) -> list[Plot]:
@@ -211,10 +211,10 @@ def reward_plots(rows: Sequence[Row], chance: float | None) -> list[Plot]:
         rows: `trainer.state.log_history` of the reward trainer.
         chance: accuracy of a guess, drawn into the accuracy plot; None if unknown.
     """
-    return _curves(rows, REWARD_PANELS, "step", "optimiser steps", {"chance": chance})
+    return curve_plots(rows, REWARD_PANELS, "step", "optimiser steps", {"chance": chance})
 
 
-def _curves(
+def curve_plots(
     rows: Sequence[Row], panels: Sequence[Panel], clock: str, clock_unit: str, levels: Mapping[str, float | None]
 ) -> list[Plot]:
     plots = []
@@ -224,7 +224,7 @@ def _curves(
         lines, dots = ([drawn for drawn in kind if len(drawn[1])] for kind in (lines, dots))
         if lines or dots:
             level = levels[panel.level] if panel.level else None
-            png = _render(_draw_panel, panel, clock_unit, lines, dots, level)
+            png = render_png(_draw_panel, panel, clock_unit, lines, dots, level)
             plots.append(Plot(panel.name, panel.title, panel.look_for, png))
     return plots
 
@@ -281,7 +281,7 @@ def frontier_plot(frontier: Mapping[str, Any], headline: Mapping[str, Any]) -> P
             `kl`, `reward`; `trajectory`, rows of `episode`, `kl`, `reward`. Each list may be absent.
         headline: `kl` of the policy and the `reached` and `optimum` reward there; any may be absent or None.
     """
-    png = _render(_draw_frontier, frontier, headline, size=(9.6, 4.6))
+    png = render_png(_draw_frontier, frontier, headline, size=(9.6, 4.6))
     return Plot("frontier", "Reward against KL, with the optimum", FRONTIER_LOOK_FOR, png)
 
 
@@ -321,7 +321,7 @@ def _draw_optimum_curve(axes: Axes, curve: Sequence[Row]) -> None:
         axes.plot(kl[rest], reward[rest], color=BLUE, linewidth=1.4, linestyle=(0, (4, 3)), label=label, zorder=3)
 
 
-def _render(draw: Callable[..., None], *content: Any, size: tuple[float, float] = (6.4, 3.5)) -> bytes:
+def render_png(draw: Callable[..., None], *content: Any, size: tuple[float, float] = (6.4, 3.5)) -> bytes:
     """PNG of one set of axes that `draw(axes, *content)` fills."""
     figure = Figure(figsize=size, dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)

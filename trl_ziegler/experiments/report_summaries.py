@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..metrics.copying import COPIED_SHARE_ALARM, NGRAMS
-from .report_plots import BLUE, GREEN, INK, ORANGE, Curve, Panel, Plot, Row, _curves, _render
+from .report_plots import BLUE, GREEN, INK, ORANGE, Curve, Panel, Plot, Row, curve_plots, render_png
 
 POSITION_BINS = 20
 ROW_FILL = 0.72
@@ -60,7 +60,7 @@ def copy_positions_plot(models: Copied) -> Plot:
         "Ziegler et al. (2019) found most copies at the very beginning: the first sentence of a post often is its "
         "summary. A policy trained on preferences may copy more; from the same places is the healthy case."
     )
-    png = _render(draw_copy_positions, models, size=(9.6, 1.2 + 0.8 * max(len(models), 2)))
+    png = render_png(draw_copy_positions, models, size=(9.6, 1.2 + 0.8 * max(len(models), 2)))
     return Plot("copy_positions", "Where copied sentences come from", look_for, png)
 
 
@@ -112,7 +112,7 @@ def copied_share_plot(models: Copied) -> Plot:
         "A model that copies more has fewer novel n-grams at every n. Few novel 1-grams but many novel 5-grams: it "
         "uses the source's words in sentences of its own. The reference shows what people do."
     )
-    png = _render(draw_copied_share, models, size=(9.6, 4.0))
+    png = render_png(draw_copied_share, models, size=(9.6, 4.0))
     return Plot("copying", "Copied sentences and novel n-grams", look_for, png)
 
 
@@ -146,7 +146,7 @@ def training_plots(rows: Sequence[Row]) -> list[Plot]:
         rows: log rows with `episode`, `copied_share` and `rouge_mean`; those of evaluations may prefix the last two
             with `eval_` and are drawn as dots.
     """
-    return _curves(rows, TRAINING_PANELS, "episode", "episodes", {"threshold": COPIED_SHARE_ALARM})
+    return curve_plots(rows, TRAINING_PANELS, "episode", "episodes", {"threshold": COPIED_SHARE_ALARM})
 
 
 def _check_models(models: Copied) -> None:

@@ -28,7 +28,6 @@ from ..tasks import (
     STIENNON_TLDR,
     TLDR,
     BoundTask,
-    part_ids,
 )
 from .arguments import SUMMARIZERS, SummaryArguments, section_task
 from .experiment import Experiment, load_model
@@ -55,7 +54,7 @@ from .summaries_records import (
     whole_texts,
     without_context,
 )
-from .summaries_text import few_shot_prefix, lead_3, zero_shot_prompt
+from .summaries_text import few_shot_query, lead_3
 from .summaries_worlds import make_summary_world
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
 
@@ -393,9 +392,5 @@ class SummaryExperiment(Experiment[SummaryArguments]):
             {**record, "summary": record["reference"]}
             for record in self.records("train")[: self.args.few_shot_examples]
         ]
-        queries = []
-        for record in records:
-            document = tokenizer.decode(part_ids(tokenizer, record["document"])[: self.task.query_length])
-            prompt = part_ids(tokenizer, zero_shot_prompt({**record, "document": document}))
-            queries.append(few_shot_prefix(tokenizer, examples, limit - len(prompt)) + prompt)
+        queries = [few_shot_query(tokenizer, record, examples, self.task.query_length, limit) for record in records]
         return sampled(generator, tokenizer, queries, description="few_shot")

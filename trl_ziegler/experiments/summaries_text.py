@@ -146,3 +146,21 @@ def few_shot_prefix(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Mappi
     text = "".join(f"{zero_shot_prompt(row)} {row['summary']}{EXAMPLE_SEPARATOR}" for row in examples)
     ids = part_ids(tokenizer, text)
     return ids[max(0, len(ids) - room) :]
+
+
+def few_shot_query(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Mapping[str, str],
+    examples: Sequence[Mapping[str, str]],
+    document_length: int | None,
+    limit: int,
+) -> list[int]:
+    """Ids of the `zero_shot_prompt` of a row, its document cut, behind as much of a `few_shot_prefix` as has room.
+
+    Args:
+        document_length: Most tokens of the document; `None` for all.
+        limit: Most ids: what the model's context has beside the response.
+    """
+    document = tokenizer.decode(part_ids(tokenizer, row["document"])[:document_length])
+    prompt = part_ids(tokenizer, zero_shot_prompt({**row, "document": document}))
+    return few_shot_prefix(tokenizer, examples, limit - len(prompt)) + prompt

@@ -6,6 +6,7 @@ shorter ones for summaries: a form is a predicate ("bought a {o}"), or a clause 
 """
 
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -128,16 +129,16 @@ rivals | the {o} did not reply; a lawyer of the {o} was surprised
 shows | tickets for the {o} were sold out; the {o} is held every year
 """
 POST_ASKS = """
-what should I do?
-any advice would help.
-am I wrong to be angry?
-please tell me what you think.
+What should I do?
+Any advice would help.
+Am I wrong to be angry?
+Please tell me what you think.
 """
 NEWS_ASKS = """
-read the full story here.
-find out what comes next.
-more pictures below.
-see what readers say.
+Read the full story here.
+Find out what comes next.
+More pictures below.
+See what readers say.
 """
 ASIDE = 0.3  # chance of a fact about somebody else
 REMARK = 0.5  # chance of a remark after a main fact
@@ -322,6 +323,12 @@ def tell(rng: random.Random, domain: Domain, facts: list[Fact], remark_chance: f
     return Told(finish(clause), facts, [remark for remark in remarks if rng.random() < remark_chance])
 
 
+def pick(rng: random.Random, block: str, n: int) -> list[str]:
+    """`n` different sentences of a block that states nothing; a quotation begins with a capital too."""
+    sentences = [finish(sentence) for sentence in rng.sample(lines(block), n)]
+    return [re.sub(r'^"\w', lambda quote: quote[0].upper(), sentence) for sentence in sentences]
+
+
 def summarize(rng: random.Random, domain: Domain, told: list[Told]) -> list[str]:
     """The sentences of a reference summary of 8 to 26 tokens: most main facts, at times a minor one, in brief.
 
@@ -346,8 +353,7 @@ def draft(rng: random.Random, domain: Domain, told: list[Told]) -> list[str]:
         copied = rng.random() < COPIED
         sentences.append(source(told, group[0]) if copied else brief(rng, domain, group))
     if rng.random() < ASK:
-        ask = rng.choice(domain.asks)
-        sentences.append(ask[0].upper() + ask[1:])
+        sentences.append(rng.choice(domain.asks))
     return list(dict.fromkeys(sentences))
 
 

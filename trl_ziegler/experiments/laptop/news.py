@@ -3,8 +3,7 @@
 import random
 
 from .corpora import generator
-from .facts import NEWS, Document, Told, write
-from .grammar import finish, lines
+from .facts import NEWS, Document, Told, pick, write
 
 QUOTES = """
 "we are proud of this step," a voter said
@@ -86,13 +85,3 @@ def paragraphs(rng: random.Random, order: list[str]) -> list[list[str]]:
         parts.append(order[:size])
         order = order[size:]
     return parts
-
-
-def pick(rng: random.Random, block: str, n: int) -> list[str]:
-    """`n` different sentences of a block that states nothing."""
-    return [capitalize(finish(sentence)) for sentence in rng.sample(lines(block), n)]
-
-
-def capitalize(sentence: str) -> str:
-    """A capital after an opening quotation mark."""
-    return f'"{sentence[1:2].upper()}{sentence[2:]}' if sentence.startswith('"') else sentence

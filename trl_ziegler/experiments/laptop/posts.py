@@ -3,8 +3,7 @@
 import random
 
 from .corpora import generator
-from .facts import POSTS, Document, Told, write
-from .grammar import finish, lines
+from .facts import POSTS, Document, Told, pick, write
 
 GREETINGS = """
 hi everyone
@@ -111,8 +110,3 @@ def ending(rng: random.Random) -> list[str]:
     closing = pick(rng, ENDINGS, 1)
     question = [sentence[:-1] + "?" for sentence in pick(rng, QUESTIONS, 1)]
     return rng.choice([closing, question])
-
-
-def pick(rng: random.Random, block: str, n: int) -> list[str]:
-    """`n` different sentences of a block that states nothing."""
-    return [finish(sentence) for sentence in rng.sample(lines(block), n)]

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import select
 
-from ...metrics.agreement import Agreement
 from . import summaries
 from .queries import is_live
 from .schema import Answer, Comparison
@@ -52,8 +51,8 @@ def labelling_figures(store: LabelStore, ids: Iterable[str]) -> dict[str, Any]:
 
 
 def _agreement(ratings: dict[str, list[Any]]) -> dict[str, Any] | None:
-    if not any(len(labels) > 1 for labels in ratings["predictions"]):
+    result = summaries.agreement(ratings)
+    if result is None:
         return None
-    result = Agreement(keep_in_memory=True).compute(**ratings)
     kappa = result["kappa"] if math.isfinite(result["kappa"]) else None  # NaN is no JSON
     return {name: result[name] for name in ("agreement", "chance", "n", "pairs")} | {"kappa": kappa}

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, case, func, select
 from sqlalchemy.orm import Session
 
+from ...metrics.agreement import Agreement
 from .queries import asks, in_pool, is_live, label_count, of_task
 from .schema import Answer, Comparison, Labeller, OpenComparison
 
@@ -63,6 +64,14 @@ def ratings(session: Session, which: ColumnElement[bool]) -> dict[str, list[Any]
         "references": [names[comparison] for comparison in labels],
         "num_choices": [sizes[comparison] for comparison in labels],
     }
+
+
+def agreement(ratings: dict[str, list[Any]]) -> dict[str, Any] | None:
+    """Result of `Agreement` for what `ratings` gives; None while no comparison has two labels."""
+    if not any(len(labels) > 1 for labels in ratings["predictions"]):
+        return None
+    # In memory, because two processes of one machine would share the file.
+    return Agreement(keep_in_memory=True).compute(**ratings)
 
 
 def counts(session: Session, task: str | None = None) -> Counts:

@@ -71,7 +71,7 @@ def csrf_token() -> str:
 
 
 def check_csrf() -> None:
-    """Refuse a form that does not come from a page of this session."""
+    """Refuse a form that does not come from a page of the visitor's session."""
     if request.method == "POST" and not _equal(
         request.form.get("csrf", ""), session.get("csrf") or secrets.token_hex()
     ):
@@ -96,7 +96,7 @@ def log_in(store: LabelStore, throttle: Throttle, researcher_token: str, token: 
 
 
 def session_labeller(store: LabelStore) -> str | None:
-    """The labeller of this session, or None if nobody has logged in or the token was replaced."""
+    """The labeller who is logged in, or None if nobody is or the token was replaced."""
     if session.get("role") != LABELLER:
         return None
     name, number = session["name"], session["token"]

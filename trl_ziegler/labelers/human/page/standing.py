@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import select
 
-from ....metrics.agreement import Agreement
 from .. import summaries
 from ..queries import asks, is_live
 from ..schema import Answer, Comparison
@@ -50,7 +49,7 @@ def read_standing(store: LabelStore, task: str | None) -> Standing:
         ratings = summaries.ratings(session, asks(task))
         timed = select(Answer.seconds).join(Comparison).where(asks(task), is_live(), Answer.seconds.is_not(None))
         seconds = [value for value in session.scalars(timed) if value is not None]
-    agreement = _agreement(ratings)
+    agreement = summaries.agreement(ratings)
     return Standing(
         at=store.clock(),
         counts=counts,
@@ -68,13 +67,6 @@ def disagrees(agreement: float, everyone: float, shared: int) -> bool:
     """
     error = math.sqrt(everyone * (1 - everyone) / shared) if shared else math.inf
     return shared >= LEAST_SHARED and agreement < everyone - 2 * error
-
-
-def _agreement(ratings: dict[str, list[Any]]) -> dict[str, Any] | None:
-    if not any(len(labels) > 1 for labels in ratings["predictions"]):
-        return None
-    # In memory, because two pages of one machine would share the file.
-    return Agreement(keep_in_memory=True).compute(**ratings)
 
 
 def _labeller(progress: summaries.Progress, agreement: dict[str, Any] | None) -> LabellerStanding:
