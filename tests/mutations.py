@@ -32,16 +32,22 @@ from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
 
-from mutations_of_functional import FUNCTIONAL
+from mutations_of_functional import CHUNKED_SOFTMAX, FUNCTIONAL
 from mutations_of_rewards import KL_CONTROL, REWARD_WRAPPER
 
 TESTS_FOLDER = Path(__file__).parent
 ROOT = TESTS_FOLDER.parent
 PACKAGE = "trl_ziegler"
 KINDS = ("sign", "index", "mask", "constant", "reduction", "dropped call", "comparison")
-TABLES = {"functional.py": FUNCTIONAL, "kl_control.py": KL_CONTROL, "reward_wrapper.py": REWARD_WRAPPER}
+TABLES = {
+    "functional.py": FUNCTIONAL,
+    "chunked_softmax.py": CHUNKED_SOFTMAX,
+    "kl_control.py": KL_CONTROL,
+    "reward_wrapper.py": REWARD_WRAPPER,
+}
 TESTS = {  # the tests that must notice a mutation of the file: its own, not those of what is built on it
     "functional.py": ("test_functional.py", "test_functional_ppo.py"),
+    "chunked_softmax.py": ("test_functional.py",),
     "kl_control.py": ("test_kl_control.py",),
     "reward_wrapper.py": ("test_reward_wrapper.py",),
 }

@@ -86,30 +86,24 @@ FUNCTIONAL = {
         ("dropped call", "_at_least_float32(scores)", "scores"),
     ],
     "token_logprobs_and_entropy": [
-        ("dropped call", "with torch.no_grad()", "with torch.enable_grad()"),
-        ("sign", "log_normaliser - tempered", "log_normaliser + tempered"),
-        ("dropped call", ".mul_(tempered)", ""),
-        ("index", "softmax(-1).", "softmax(-2)."),
-        ("mask", ".nansum(-1)", ".sum(-1)"),
-        ("reduction", ".nansum(-1)", ".nanmean(-1)"),
-        ("index", "return logprobs, entropy", "return entropy, logprobs"),
+        ("dropped call", "entropy=True", "entropy=False"),
+        ("constant", "logits, tokens, temperature", "logits, tokens, 1.0"),
     ],
     "token_logprobs": [
-        ("index", "temperature)[0]", "temperature)[2]"),
-        ("constant", "_token_logprobs(logits, tokens, temperature)", "_token_logprobs(logits, tokens, 1.0)"),
+        ("index", "entropy=False)[0]", "entropy=False)[1]"),
+        ("constant", "logits, tokens, temperature", "logits, tokens, 1.0"),
+        ("dropped call", "entropy=False", "entropy=True", "the entropy is left out for its cost alone"),
     ],
     "_token_logprobs": [
         ("dropped call", "_require_shape(logits.shape[:-1], tokens=tokens)", "pass"),
         ("dropped call", "_require_integers(tokens=tokens)", "pass"),
         ("comparison", "if not temperature > 0", "if not temperature >= 0"),
-        ("dropped call", "_at_least_float32(logits)", "logits"),
-        ("comparison", "if temperature != 1.0", "if temperature > 1.0"),
-        ("comparison", "if temperature != 1.0", "if True", "the branch saves a division by 1, which changes nothing"),
-        ("constant", "tempered / temperature", "tempered * temperature"),
-        ("reduction", "logsumexp(-1)", "amax(-1)"),
-        ("index", "logsumexp(-1)", "logsumexp(-2)"),
         ("dropped call", "tokens.long()", "tokens"),
-        ("sign", "[..., 0] - log_normaliser", "[..., 0] + log_normaliser"),
+        (
+            "index",
+            "return logprobs.reshape(tokens.shape), entropies",
+            "return entropies.reshape(tokens.shape), logprobs",
+        ),
     ],
     "kl_entropy_rewards": [
         ("dropped call", '_require_axes("[B, T]", logprobs=logprobs)', "pass"),
@@ -315,3 +309,36 @@ FUNCTIONAL = {
         ("index", "present.long()", "ranked.long()"),
     ],
 }
+
+CHUNKED_SOFTMAX = {
+    "TokenLogprobs.forward": [
+        ("dropped call", "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
+        ("constant", "logits[part].to(dtype) / temperature", "logits[part].to(dtype) * temperature"),
+        ("constant", "- largest)", "- 0 * largest)"),
+        ("reduction", "tempered.amax(-1", "tempered.mean(-1"),
+        ("dropped call", "largest[:, 0] + total.log()", "total.log()"),
+        ("dropped call", "total.log()", "total"),
+        ("sign", "[:, 0] - normalisers[part]\n", "[:, 0] + normalisers[part]\n"),
+        ("sign", "normalisers[part] - weights", "normalisers[part] + weights"),
+        ("dropped call", ".mul_(tempered)", ""),
+        ("mask", ".nansum(-1)", ".sum(-1)"),
+        ("dropped call", ".nansum(-1) / total", ".nansum(-1)"),
+        ("dropped call", "ctx.mark_non_differentiable(entropies)", "pass"),
+        ("index", "return logprobs, entropies", "return entropies, logprobs"),
+    ],
+    "TokenLogprobs.backward": [
+        ("sign", "mul_(-slope[part])", "mul_(slope[part])"),
+        ("sign", "tokens[part, None], slope[part])", "tokens[part, None], -slope[part])"),
+        ("constant", "(slope / ctx.temperature)", "slope"),
+        ("constant", "logits[part].to(slope.dtype) / ctx.temperature", "logits[part].to(slope.dtype)"),
+        ("dropped call", ".exp_()", ""),
+        ("dropped call", ".sub_(normalisers[part, None])", ""),
+        ("index", "scatter_add_(-1", "scatter_add_(0"),
+    ],
+    "chunks": [
+        ("index", "range(0, len(logits), size)", "range(size, len(logits), size)"),
+        ("index", "start + size)", "start + size - 1)"),
+        ("reduction", "max(1, ", "max(0, "),
+    ],
+}
+"""What the two token functions call; held by the same tests."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from trl_ziegler import functional as fn
+from trl_ziegler.chunked_softmax import CHUNK_ELEMENTS
 
 NAN, INF = math.nan, math.inf
 
@@ -330,6 +331,27 @@ class TestTokenLogprobsAndEntropy:
         expected = fn.token_logprobs_and_entropy(logits.float(), tokens, temperature=0.7)
         assert logprobs.dtype == entropy.dtype == torch.float32
         assert_close((logprobs, entropy), expected, rtol=0, atol=0)
+
+    def test_chunks_of_rows_give_what_one_pass_gives(self, monkeypatch):
+        """A chunk of two rows and a rest of one; a chunk smaller than a row."""
+        logits, tokens = normal(1, 5, 4), torch.tensor([[3, 0, 2, 1, 1]])
+
+        def with_slope(elements):
+            monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", elements)
+            given = logits.clone().requires_grad_()
+            logprobs, entropy = fn.token_logprobs_and_entropy(given, tokens, temperature=0.7)
+            (logprobs * torch.arange(5)).sum().backward()
+            return logprobs.detach(), entropy, given.grad
+
+        whole = with_slope(1000)
+        assert_close(with_slope(9), whole, rtol=0, atol=0)
+        assert_close(with_slope(1), whole, rtol=0, atol=0)
+
+    def test_large_logits_do_not_overflow(self):
+        logits = f64([1000, 999], [-1000, -1000])[None]
+        logprobs, entropy = fn.token_logprobs_and_entropy(logits, torch.tensor([[0, 1]]))
+        assert_close(logprobs, f64([-math.log1p(math.exp(-1)), -math.log(2)]))
+        assert entropy[0, 1].item() == pytest.approx(math.log(2))
 
     def test_entropy_carries_no_gradient_and_logits_are_kept(self):
         logits = normal(1, 2, 3).requires_grad_()

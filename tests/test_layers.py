@@ -19,6 +19,7 @@ LAYERS = {
         "_compat",
         "_files",
         "_version",
+        "chunked_softmax",
         "functional",
         "kl_control",
         "optim",

@@ -14,8 +14,6 @@ import re
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +24,8 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrai
 
 from trl_ziegler.reward_model import as_reward_model
 from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
+
+from .memory import in_own_process, resident
 
 VOCABULARY = 1024
 MODES = {"shared": True, "copies": False}
@@ -107,11 +107,6 @@ def step(trainer: BestOfKRewardTrainer) -> tuple[float, float]:
     return time.perf_counter() - start, loss.item()
 
 
-def resident(key: str) -> int:
-    """Bytes of `VmRSS` (at present) or `VmHWM` (at most so far)."""
-    return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
 def peak_memory(mode: str, shape: Shape, size: Size, threads: int) -> int:
     """Bytes that two steps take above the finished trainer."""
     torch.set_num_threads(threads)
@@ -124,12 +119,6 @@ def peak_memory(mode: str, shape: Shape, size: Size, threads: int) -> int:
         before = resident("VmRSS")
         step(trainer), step(trainer)
         return resident("VmHWM") - before
-
-
-def in_own_process(mode: str, shape: Shape, size: Size, threads: int) -> int:
-    """`peak_memory` where nothing else has been allocated."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_memory, mode, shape, size, threads).result()
 
 
 def measure(shape: Shape, size: Size, repeats: int, warm_up: int) -> dict[str, list[tuple[float, float]]]:
@@ -170,7 +159,7 @@ def main() -> None:
     print(f"GPT-2 of {size.layers} layers, width {size.width}, {size.records} records a step, {args.threads} threads")
     for shape in args.shapes:
         steps = measure(shape, size, args.repeats, args.warm_up)
-        report(shape, steps, {mode: in_own_process(mode, shape, size, args.threads) for mode in MODES})
+        report(shape, steps, {mode: in_own_process(peak_memory, mode, shape, size, args.threads) for mode in MODES})
 
 
 if __name__ == "__main__":
