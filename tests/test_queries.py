@@ -1,9 +1,19 @@
 """Prompts become left-padded contexts, in an order that resuming does not change."""
 
 import pytest
+import torch
 from datasets import Dataset
 
-from trl_ziegler.queries import LastBatch, QueryCollator, UpdateSampler, extra_columns, prepare_queries, raw_queries
+from trl_ziegler.queries import (
+    LastBatch,
+    QueryCollator,
+    UpdateSampler,
+    by_length,
+    extra_columns,
+    prepare_queries,
+    raw_queries,
+    trimmed,
+)
 from trl_ziegler.tasks import Task
 
 
@@ -87,3 +97,23 @@ def test_a_batch_that_comes_again_is_read_once():
     assert [[row["number"] for row in batch] for batch in batches] == [[1, 2], [1, 2], [3, 0], [1, 2]]
     assert reads == [[1, 2], [3, 0], [1, 2]]
     assert len(rows) == 4
+
+
+def test_the_shortest_contexts_come_first_with_their_columns():
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7], [0, 0, 8], [0, 9, 9]]),
+        "attention_mask": torch.tensor([[1, 1, 1], [0, 0, 1], [0, 1, 1]]),
+        "number": [0, 1, 2],
+    }
+    ordered = by_length(batch)
+    assert ordered["input_ids"].tolist() == [[0, 0, 8], [0, 9, 9], [5, 6, 7]]
+    assert ordered["attention_mask"].sum(1).tolist() == [1, 2, 3]
+    assert ordered["number"] == [1, 2, 0]
+
+
+def test_columns_of_padding_alone_are_cut_off():
+    ids, mask = torch.tensor([[0, 0, 8], [0, 9, 7]]), torch.tensor([[0, 0, 1], [0, 1, 1]])
+    assert [x.tolist() for x in trimmed(ids, mask)] == [[[0, 8], [9, 7]], [[0, 1], [1, 1]]]
+    between = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 1]])
+    assert trimmed(between, between)[1].tolist() == [[1, 0, 1], [1, 0, 1]]
+    assert torch.equal(trimmed(ids[1:, 1:], mask[1:, 1:])[0], ids[1:, 1:])

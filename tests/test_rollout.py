@@ -110,3 +110,22 @@ def test_total_counts_the_minibatch_s_trained_tokens(gather, total):
     rollout = make_rollout([[1.0, 2.0], [3.0, 4.0]], mask=[[True, True], [True, False]])
     fake = None if gather is None else lambda t: gather(t) if t.dim() == 1 else t
     assert [p.total for p in stream(rollout, epochs=1, mini=2, micro=1, gather=fake)] == [total, total]
+
+
+def test_a_minibatch_is_split_by_length_of_its_contexts():
+    """The shortest come first within each minibatch; which minibatch an episode is in stays a matter of chance."""
+    rollout = make_rollout([[float(i)] for i in range(8)])
+    lengths = [3, 1, 4, 2, 4, 1, 3, 2]
+    rollout.context_mask = torch.tensor([[0] * (4 - n) + [1] * n for n in lengths])
+    generator = torch.Generator().manual_seed(0)
+    parts = list(
+        micro_batches(rollout, epochs=3, mini_batch_size=4, micro_batch_size=2, generator=generator, **OPTIONS)
+    )
+    minibatches = [[*a.rollout.rewards[:, 0].tolist(), *b.rollout.rewards[:, 0].tolist()]
+                   for a, b in zip(parts[::2], parts[1::2], strict=True)]  # fmt: skip
+    for episodes in minibatches:
+        seen = [lengths[int(i)] for i in episodes]
+        assert seen == sorted(seen)
+    assert len({frozenset(episodes) for episodes in minibatches}) > 2
+    for first, second in zip(minibatches[::2], minibatches[1::2], strict=True):
+        assert sorted(first + second) == list(range(8))

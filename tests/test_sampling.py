@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from trl_ziegler import sampling
 from trl_ziegler.actor_critic import ActorCritic, response_logits
 from trl_ziegler.functional import token_logprobs_and_entropy
 from trl_ziegler.queries import with_responses
@@ -16,7 +17,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_draws_follow_the_distribution():
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
     n = 20_000
-    drawn = draw(probabilities.log().expand(n, 4), seeded())
+    drawn, logprobs = draw(probabilities.log().expand(n, 4), seeded())
+    torch.testing.assert_close(logprobs, probabilities.log()[drawn])
     counts = torch.bincount(drawn, minlength=4).double()
     expected = probabilities.double() * n
     assert counts[1] == 0
@@ -25,10 +27,30 @@ def test_draws_follow_the_distribution():
     assert chi_square < 13.8  # 99.9 % quantile at two degrees of freedom
 
 
+@pytest.mark.parametrize("block", [3, 4])
+def test_draws_over_several_blocks_follow_the_distribution(monkeypatch, block):
+    """Tokens without probability at the ends of blocks, and a whole block of them."""
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    probabilities = torch.tensor([0.1, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3, 0.15, 0.25])
+    n = 20_000
+    drawn, logprobs = draw(probabilities.log().expand(n, 11), seeded())
+    torch.testing.assert_close(logprobs, probabilities.log()[drawn])
+    counts, expected = torch.bincount(drawn, minlength=11).double(), probabilities.double() * n
+    present = probabilities > 0
+    assert not counts[~present].any()
+    chi_square = ((counts - expected)[present] ** 2 / expected[present]).sum()
+    assert chi_square < 18.5  # 99.9 % quantile at four degrees of freedom
+
+
+def test_a_row_of_nan_shows_in_its_log_probability():
+    drawn, logprobs = draw(torch.tensor([[0.0, float("nan"), 1.0], [0.0, 0.0, 0.0]]), seeded())
+    assert 0 <= drawn[0] < 3 and logprobs.isnan().tolist() == [True, False]
+
+
 def test_a_uniform_number_at_the_very_end_still_draws_a_possible_token(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.ones(*size))
     logits = torch.tensor([[0.0, 1.0, float("-inf"), float("-inf")]])
-    assert draw(logits, seeded()).item() == 1
+    assert draw(logits, seeded())[0].item() == 1
 
 
 @pytest.fixture

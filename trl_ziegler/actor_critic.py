@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .prefix_sharing import additive_mask, behind_contexts
 from .reward_model import as_reward_model, load_reward_model, restore_reward_head, save_reward_head
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -28,12 +29,6 @@ class ActorCriticOutput(NamedTuple):
     logits: torch.Tensor
     values: torch.Tensor
     past_key_values: Any = None
-
-    def repeat_interleave(self, count: int) -> "ActorCriticOutput":
-        """Each row `count` times; the cache, which is changed in place by its own method, stays as it is."""
-        return self._replace(
-            logits=self.logits.repeat_interleave(count, 0), values=self.values.repeat_interleave(count, 0)
-        )
 
 
 class ActorCritic(nn.Module):
@@ -77,39 +72,42 @@ class ActorCritic(nn.Module):
         return next(self.policy.parameters()).device
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
     ) -> ActorCriticOutput:
-        """Logits and values for the last `response_length` tokens of each row.
+        """Logits and values for every token of the responses.
 
         Args:
-            input_ids: `[B, S]` contexts, padded on the left, followed by `response_length` response tokens.
-            attention_mask: `[B, S]`, 0 at padding. Ids at masked slots are never embedded.
+            input_ids: `[B, Q + K T]` contexts, padded on the left, each followed by its K responses.
+            attention_mask: `[B, Q + K T]`, 0 at padding. Ids at masked slots are never embedded.
             response_length: T.
+            samples: K. With more than one, a context is run once for all of its responses (`check_prefix_sharing`
+                says which models can); the rows `[B K]` that come back are those of the first context, then the next.
         """
-        return self._run(input_ids[:, :-1], attention_mask[:, :-1], response_length)
+        inputs, keep = response_inputs(input_ids, attention_mask, response_length, samples)
+        out = self._run(inputs, keep)
+        shape = (len(input_ids) * samples, response_length)
+        return out._replace(logits=out.logits.view(*shape, -1), values=out.values.view(shape))
 
     def network_values(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
     ) -> torch.Tensor:
-        """The values `[B, T]` of `forward` alone, for a separate value network; args as there."""
-        inputs = model_inputs(input_ids[:, :-1], attention_mask[:, :-1])
-        return self._network_values(inputs, response_length)
+        """The values `[B K, T]` of `forward` alone, for a separate value network; args as there."""
+        inputs, keep = response_inputs(input_ids, attention_mask, response_length, samples)
+        return self._network_values(inputs, keep).view(-1, response_length)
 
-    def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Any = None) -> ActorCriticOutput:
-        """One sampling step: `logits [B, 1, V]` of the next token, `values [B, 1]` of the state, and the cache.
+    def step(self, inputs: dict[str, torch.Tensor], keep: int, cache: Any = None) -> ActorCriticOutput:
+        """A step of sampling: logits, values and cache after the last `keep` tokens of each row.
 
         Args:
-            input_ids: `[B, S]` the tokens the cache has not seen: the whole context first, then one token a step.
-            attention_mask: `[B, all tokens so far]`.
+            inputs: Arguments of the policy's `forward`: `input_ids` that the cache has not seen, `attention_mask` and
+                `position_ids`.
+            keep: How many of the last tokens are followed by one that is drawn.
             cache: What the previous step returned.
         """
-        return self._run(input_ids, attention_mask, 1, use_cache=True, past_key_values=cache)
+        return self._run(inputs, keep, use_cache=True, past_key_values=cache)
 
-    def _run(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **cache: Any
-    ) -> ActorCriticOutput:
-        inputs = model_inputs(input_ids, attention_mask)
-        out = self.policy(**inputs, logits_to_keep=keep, **{"use_cache": False, **cache})
+    def _run(self, inputs: dict[str, torch.Tensor], keep: int | torch.Tensor, **cache: Any) -> ActorCriticOutput:
+        out = self.policy(**as_read(self.policy, inputs), logits_to_keep=keep, **{"use_cache": False, **cache})
         if self.value_model is None:
             trunk, self._trunk_output = self._trunk_output, None
             assert trunk is not None  # the head's hook has just set it
@@ -121,11 +119,12 @@ class ActorCritic(nn.Module):
             values = self._network_values(inputs, keep)
         return ActorCriticOutput(out.logits, values, out.get("past_key_values"))
 
-    def _network_values(self, inputs: dict[str, torch.Tensor], keep: int) -> torch.Tensor:
+    def _network_values(self, inputs: dict[str, torch.Tensor], keep: int | torch.Tensor) -> torch.Tensor:
         assert self.value_model is not None
         rows, width = inputs["input_ids"].shape
-        positions = torch.arange(width - keep, width, device=inputs["input_ids"].device).expand(rows, -1)
-        return self.value_model(**inputs, reward_positions=positions).logits
+        if isinstance(keep, int):
+            keep = torch.arange(width - keep, width, device=inputs["input_ids"].device)
+        return self.value_model(**inputs, reward_positions=keep.expand(rows, -1)).logits
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in the policy and in the value network if there is one."""
@@ -219,12 +218,37 @@ def model_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[
     }
 
 
+def response_inputs(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int
+) -> tuple[dict[str, torch.Tensor], int | torch.Tensor]:
+    """What a model reads for contexts with responses, and which of its states predict a response's tokens.
+
+    Args as in [`ActorCritic.forward`]. The second result is T, for the last T slots, or their indices `[K T]`.
+    """
+    if samples > 1:
+        return behind_contexts(input_ids, attention_mask, response_length, samples)
+    return model_inputs(input_ids[:, :-1], attention_mask[:, :-1]), response_length
+
+
 def response_logits(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_length: int,
+    samples: int = 1,
 ) -> torch.Tensor:
-    """`[B, T, V]` logits of a causal model that predict the last `response_length` tokens of `input_ids [B, S]`."""
-    inputs = model_inputs(input_ids[:, :-1], attention_mask[:, :-1])
-    return model(**inputs, logits_to_keep=response_length, use_cache=False).logits
+    """`[B K, T, V]` logits of a causal model that predict the tokens of the responses; args as in `ActorCritic`."""
+    inputs, keep = response_inputs(input_ids, attention_mask, response_length, samples)
+    logits = model(**as_read(model, inputs), logits_to_keep=keep, use_cache=False).logits
+    return logits.view(len(input_ids) * samples, response_length, -1)
+
+
+def as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`inputs` with a mask that eager attention, which would add the bits themselves, can add."""
+    mask = inputs["attention_mask"]
+    if mask.dim() == 2 or model.config.get_text_config()._attn_implementation != "eager":
+        return inputs
+    return {**inputs, "attention_mask": additive_mask(mask, model.dtype)}
 
 
 def _load_weights(model: PreTrainedModel, path: str | os.PathLike) -> None:

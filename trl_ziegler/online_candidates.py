@@ -7,12 +7,11 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .actor_critic import ActorCritic
 from .ppo_evaluation import ReferenceStep
 from .queries import QueryCollator
 from .sampling import sample
@@ -67,8 +66,9 @@ def drawing(
             for rows in _chunks(queries, max(1, batch_size // count)):
                 batch = QueryCollator(task)([{"input_ids": query} for query in rows])
                 ids, mask = (batch[name].to(policy.device) for name in ("input_ids", "attention_mask"))
-                step = cast(ActorCritic, ReferenceStep(policy))
-                out = sample(step, ids, mask, generator=generator, samples_per_query=count, **task.sampling)
+                out = sample(
+                    ReferenceStep(policy), ids, mask, generator=generator, samples_per_query=count, **task.sampling
+                )
                 parts.append(out.responses.cpu())
         return torch.cat(parts)
 

@@ -235,7 +235,8 @@ def raise_non_finite(
     what: str, tokenizer: PreTrainedTokenizerBase, task: BoundTask, rollout: Rollout, row: int
 ) -> NoReturn:
     """`FloatingPointError` that names the prompt and the response in `row`."""
-    query = task.query_of(rollout.context_ids[row][rollout.context_mask[row].bool()].tolist())
+    episode = rollout.episode(row)
+    query = task.query_of(episode.context_ids[episode.context_mask.bool()].tolist())
     response = rollout.responses[row][rollout.mask[row]]
     raise FloatingPointError(
         f"The {what} of the prompt {tokenizer.decode(query)!r} and the response {tokenizer.decode(response)!r} is not "

@@ -70,6 +70,13 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             Rows of pretraining text beside each micro-batch of each process.
         ptx_length (`int`, *optional*, defaults to `128`):
             Tokens of such a row.
+        num_samples_per_query (`int`, *optional*, defaults to `1`):
+            Responses sampled to each query of an update (K). Batch sizes go on counting episodes, so an update reads
+            1/K as many queries. The responses to a query stay in one micro-batch, where the query is run once for all
+            of them.
+        shared_prefix (`bool`, *optional*, defaults to `True`):
+            With several samples per query, run the query once for all of them, exactly; a model that cannot be served
+            this way is refused. `False` runs it once for each.
         rollout_dir (`str`, *optional*):
             Folder that gets every rollout as JSON lines, one file per update and process.
 
@@ -111,6 +118,10 @@ class ZieglerPPOConfig(Presets, PPOConfig):
     ptx_coef: float = field(default=0.0, metadata={"help": "Weight of the loss on pretraining text (PPO-ptx)."})
     ptx_batch_size: int = field(default=8, metadata={"help": "Rows of pretraining text beside each micro-batch."})
     ptx_length: int = field(default=128, metadata={"help": "Tokens of a row of pretraining text."})
+    num_samples_per_query: int = field(default=1, metadata={"help": "Responses sampled to each query of an update."})
+    shared_prefix: bool = field(
+        default=True, metadata={"help": "Run a query once for all of its samples; False runs it once for each."}
+    )
     rollout_dir: str | None = field(
         default=None, metadata={"help": "Write every rollout into this folder as JSON lines."}
     )
@@ -165,9 +176,10 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError("`target_kl` leaves out steps, which the loss scaling of `fp16` cannot; use `bf16`.")
         if self.optimizer == "tf_adam" and self.optim != type(self).__dataclass_fields__["optim"].default:
             raise ValueError(f"`optim` is {self.optim!r} and `optimizer` is 'tf_adam'; give one of them.")
-        for name, least in (("num_ppo_epochs", 1), ("num_mini_batches", 1), ("local_rollout_forward_batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least {least}.")
+        counts = ("num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size", "num_samples_per_query")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
         if self.total_episodes is not None and self.total_episodes < 1:
             raise ValueError(f"`total_episodes` is {self.total_episodes}; give at least 1 or leave it out.")
 
@@ -183,6 +195,7 @@ class UpdatePlan:
         micro_batch_size: Episodes in one forward and backward pass.
         num_ppo_epochs: Passes over the rollout.
         updates: Updates in the whole run.
+        samples_per_query: Episodes of one query.
     """
 
     world_size: int
@@ -191,6 +204,7 @@ class UpdatePlan:
     micro_batch_size: int
     num_ppo_epochs: int
     updates: int
+    samples_per_query: int = 1
 
     @classmethod
     def from_config(cls, args: ZieglerPPOConfig, num_queries: int | None) -> "UpdatePlan":
@@ -212,24 +226,37 @@ class UpdatePlan:
                 f"A minibatch of {mini} episodes is not a multiple of `per_device_train_batch_size` {micro}; "
                 "choose sizes that divide exactly."
             )
+        samples = args.num_samples_per_query
+        if micro % samples:
+            raise ValueError(
+                f"`num_samples_per_query` is {samples}, which does not divide the {micro} episodes of a micro-batch "
+                "(`per_device_train_batch_size`, or a minibatch if that is smaller), where they share their query."
+            )
         whitened = mini * (args.world_size if args.whiten_scope == "global" else 1)
         if args.whiten_rewards and whitened < 8:
             raise ValueError(
                 f"`whiten_rewards` is on but a minibatch has {whitened} episodes; whitening needs at least 8."
             )
-        if num_queries is not None and num_queries < batch:
+        if num_queries is not None and num_queries * samples < batch:
+            each = " / `num_samples_per_query`" if samples > 1 else ""
             raise ValueError(
-                f"`train_dataset` has {num_queries} prompts, fewer than the {batch} of one update "
-                "(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes); lower the batch size."
+                f"`train_dataset` has {num_queries} prompts, fewer than the {batch // samples} of one update "
+                f"(`per_device_train_batch_size` x `gradient_accumulation_steps` x processes{each}); lower the batch "
+                "size."
             )
-        episodes = args.total_episodes or int(args.num_train_epochs * (num_queries or 0))
+        episodes = args.total_episodes or int(args.num_train_epochs * (num_queries or 0) * samples)
         updates = args.max_steps if args.max_steps > 0 else math.ceil(episodes / batch)
-        return cls(args.world_size, local, mini, micro, args.num_ppo_epochs, updates)
+        return cls(args.world_size, local, mini, micro, args.num_ppo_epochs, updates, samples)
 
     @property
     def batch_size(self) -> int:
         """Episodes per update over all processes."""
         return self.local_batch_size * self.world_size
+
+    @property
+    def num_queries(self) -> int:
+        """Queries per update over all processes."""
+        return self.batch_size // self.samples_per_query
 
     @property
     def steps_per_update(self) -> int:

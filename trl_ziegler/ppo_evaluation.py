@@ -8,7 +8,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pandas as pd
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from .actor_critic import ActorCritic, ActorCriticOutput, model_inputs
+from .actor_critic import ActorCriticOutput, as_read
 from .ppo_statistics import rollout_statistics
-from .queries import extra_columns, prepare_queries, raw_queries
+from .queries import extra_columns, prepare_queries, raw_queries, trimmed
 from .reward_wrapper import KLEntropyReward, Scored, ShapedRewards
 from .sampling import Samples, sample
 from .tasks import BoundTask
@@ -31,15 +31,14 @@ TABLE_ROWS = 5
 
 
 class ReferenceStep:
-    """The reference as `sample` reads a policy: a `step` whose values are 0. Args as in [`ActorCritic.step`]."""
+    """The reference as `sample` reads a policy: a `step` whose values are 0."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+        self.model, self.config = model, model.config
 
-    def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: Any = None) -> ActorCriticOutput:
-        """`logits [B, 1, V]` of the next token, `values [B, 1]` of zeros, and the cache."""
-        inputs = model_inputs(input_ids, attention_mask)
-        out = self.model(**inputs, logits_to_keep=1, use_cache=True, past_key_values=cache)
+    def step(self, inputs: dict[str, torch.Tensor], keep: int, cache: Any = None) -> ActorCriticOutput:
+        """As [`ActorCritic.step`], with values of 0."""
+        out = self.model(**as_read(self.model, inputs), logits_to_keep=keep, use_cache=True, past_key_values=cache)
         return ActorCriticOutput(out.logits, torch.zeros_like(out.logits[..., 0]), out.past_key_values)
 
 
@@ -70,14 +69,14 @@ class SampledEvaluation(Trainer):
     _query_options: dict[str, Any]
 
     def _respond(
-        self, batch: dict[str, Any], generator: torch.Generator
+        self, batch: dict[str, Any], generator: torch.Generator, count: int = 1
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
         raise NotImplementedError
 
     def _reference(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         raise NotImplementedError
 
-    def _chunks(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -132,9 +131,7 @@ class SampledEvaluation(Trainer):
         parts = []
         with evaluating(self.model), self.accelerator.autocast(), self._reference() as reference:
             for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
-                part = sample(
-                    cast(ActorCritic, ReferenceStep(reference)), ids, mask, generator=generator, **self.task.sampling
-                )
+                part = sample(ReferenceStep(reference), *trimmed(ids, mask), generator=generator, **self.task.sampling)
                 parts.append(part.responses)
         return self.reward.score(raw_queries(self.task, batch), torch.cat(parts), extra_columns(batch)).scores
 

@@ -59,7 +59,7 @@ class UpdateLoop(SampledEvaluation):
             return args, queries
         # Each process takes its rows itself: the library's dispatching can only send tensors.
         args.accelerator_config = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
-        return args, RepeatedBatches(queries, self.plan.batch_size, self.plan.micro_batches_per_update)
+        return args, RepeatedBatches(queries, self.plan.num_queries, self.plan.micro_batches_per_update)
 
     def _start_counting(self) -> None:
         """What the loop keeps between two optimiser steps, and its sources of randomness."""
@@ -157,7 +157,7 @@ class UpdateLoop(SampledEvaluation):
             return
         for batch in self._step_batches:
             for row in range(len(batch.rollout)):
-                if not self._gradient_is_finite(batch.row(row)):
+                if not self._gradient_is_finite(batch.episode(row)):
                     raise_non_finite("gradient", self.processing_class, self.task, batch.rollout, row)
         raise FloatingPointError(
             f"The gradient of {names[0]} is not finite, though that of every single response of this process is; the "
@@ -170,7 +170,7 @@ class UpdateLoop(SampledEvaluation):
         return self._get_dataloader(
             dataset=LastBatch(dataset) if isinstance(dataset, Dataset) else dataset,
             description="Training",
-            batch_size=self.plan.local_batch_size,
+            batch_size=self.plan.num_queries // self.plan.world_size,
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
@@ -180,7 +180,7 @@ class UpdateLoop(SampledEvaluation):
         return UpdateSampler(
             self.train_dataset if train_dataset is None else train_dataset,
             mini_repeat_count=1,
-            batch_size=plan.batch_size,
+            batch_size=plan.num_queries,
             repeat_count=plan.micro_batches_per_update,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )

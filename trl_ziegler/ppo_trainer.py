@@ -24,6 +24,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from ._compat import PPOTrainer
 from .actor_critic import ActorCritic, response_logits, value_network
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
+from .fused_gelu import fuse_gelu
 from .kl_control import AdaptiveKLController, FixedKLController
 from .optim import TFAdam
 from .ppo_checks import (
@@ -44,7 +45,16 @@ from .ppo_config import ZieglerPPOConfig
 from .ppo_evaluation import evaluating
 from .ppo_loop import UpdateLoop
 from .ppo_statistics import loss_statistics, rollout_statistics
-from .queries import QueryCollator, extra_columns, prepare_queries, raw_queries, with_responses
+from .prefix_sharing import check_prefix_sharing
+from .queries import (
+    QueryCollator,
+    by_length,
+    extra_columns,
+    prepare_queries,
+    raw_queries,
+    trimmed,
+    with_responses,
+)
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
 from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
 from .sampling import Samples, sample
@@ -120,12 +130,16 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         warn_of_unnormalized(rewards)
         if value_model is None and args.value_init == "reward":
             value_model = value_network(rewards[0], policy)
+        if args.num_samples_per_query > 1 and args.shared_prefix:
+            for network in filter(None, (policy, ref_model, value_model)):
+                check_prefix_sharing(network)
         self._reference_is_copy = ref_model is None
         if ref_model is None and not is_peft_model(policy):
             ref_model = copy.deepcopy(policy)
         for module in (policy, ref_model, value_model, *rewards):
             if isinstance(module, torch.nn.Module):
                 disable_dropout_in_model(module)
+                fuse_gelu(module)
 
         self.task = build_task(args, task, processing_class).bind(processing_class)
         check_stop_token(self.task, policy)
@@ -182,7 +196,10 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
     @torch.no_grad()
     def _collect(self, batch: dict[str, Any]) -> Rollout:
         """Sample, score, shape, record, adapt beta."""
-        samples, ref_logprobs, scored, shaped = self._respond(batch, self._generators["sampling"])
+        count = self.plan.samples_per_query
+        if self.plan.local_batch_size > self.args.local_rollout_forward_batch_size:
+            batch = by_length(batch)
+        samples, ref_logprobs, scored, shaped = self._respond(batch, self._generators["sampling"], count)
         rollout = Rollout(
             context_ids=batch["input_ids"],
             context_mask=batch["attention_mask"],
@@ -197,20 +214,21 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
             check_sign_of_reward(self.reward.shape, scored, samples.logprobs, ref_logprobs)
         episodes = rollout_statistics(samples.logprobs, ref_logprobs, scored, shaped, self.reward.names)
         if self.args.rollout_dir is not None:
-            self._write_rollouts(batch, samples, episodes)
+            self._write_rollouts(raw_queries(self.task, batch, count), samples, episodes)
         self.record.begin(episodes, self.kl_controller.value)
         warn_of_invalid(self.record.of_rollout("objective/valid_share"))
         self.kl_controller.update(self.record.of_rollout("objective/kl"), self.plan.batch_size)
         return rollout
 
     def _respond(
-        self, batch: dict[str, Any], generator: torch.Generator
+        self, batch: dict[str, Any], generator: torch.Generator, count: int = 1
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
-        """Responses to a batch of contexts, their `[B, T]` log rho, their scores and per-token rewards."""
+        """`count` responses to each of a batch of contexts, their log rho `[B, T]`, scores and per-token rewards."""
         with evaluating(self.model), self.accelerator.autocast():
-            samples = self._sample(batch, generator)
+            samples = self._sample(batch, generator, count)
             ref_logprobs = self._reference_logprobs(batch, samples.responses)
-        scored = self.reward.score(raw_queries(self.task, batch), samples.responses, extra_columns(batch))
+        queries, columns = raw_queries(self.task, batch, count), extra_columns(batch, count)
+        scored = self.reward.score(queries, samples.responses, columns)
         return samples, ref_logprobs, scored, self.reward.shape(scored, samples.logprobs, ref_logprobs)
 
     def _train_on(self, rollout: Rollout) -> Iterator[MicroBatch]:
@@ -255,12 +273,14 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     # ---- Models -----------------------------------------------------------------------------------------------------
 
-    def _sample(self, batch: dict[str, Any], generator: torch.Generator) -> Samples:
+    def _sample(self, batch: dict[str, Any], generator: torch.Generator, count: int) -> Samples:
         """Responses with old log-probabilities and values, `local_rollout_forward_batch_size` rows at a time."""
         model = self.accelerator.unwrap_model(self.model)
         parts = []
-        for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
-            part = sample(model, ids, mask, generator=generator, **self.task.sampling)
+        for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"], samples=count):
+            part = sample(
+                model, *trimmed(ids, mask), generator=generator, samples_per_query=count, **self.task.sampling
+            )
             parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
@@ -270,20 +290,22 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         lower = self.accelerator.mixed_precision != "no" or model.policy.dtype != torch.float32
         if not lower and model.value_model is None:
             return samples
-        length = samples.responses.shape[1]
-        rollout_ids, rollout_mask = with_responses(ids, mask, samples.responses)
+        inputs = self._training_inputs(ids, mask, samples.responses)
         if not lower:
-            return samples._replace(values=model.network_values(rollout_ids, rollout_mask, length).float())
-        out = model(rollout_ids, rollout_mask, length)
+            return samples._replace(values=model.network_values(*inputs).float())
+        out = model(*inputs)
         logprobs = token_logprobs(out.logits, samples.responses, temperature=self.task.task.temperature)
         return Samples(samples.responses, logprobs, out.values.float())
 
     def _reference_logprobs(self, batch: dict[str, Any], responses: torch.Tensor) -> torch.Tensor:
         """`[B, T]` log rho of the responses."""
+        responses = responses.unflatten(0, (len(batch["input_ids"]), -1))  # [N, K, T]
+        contexts = batch["input_ids"], batch["attention_mask"], responses
         parts = []
         with self._reference() as reference:
-            for ids, mask, part in self._chunks(batch["input_ids"], batch["attention_mask"], responses):
-                logits = response_logits(reference, *with_responses(ids, mask, part), part.shape[1])
+            for ids, mask, group in self._chunks(*contexts, samples=responses.shape[1]):
+                part = group.flatten(0, 1)
+                logits = response_logits(reference, *self._training_inputs(ids, mask, part))
                 parts.append(token_logprobs(logits, part, temperature=self.task.task.temperature))
         return torch.cat(parts)
 
@@ -303,15 +325,27 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
 
     def _evaluate_tokens(self, model, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and values `[b, T]` of a micro-batch under the policy being trained."""
-        ids, mask = with_responses(rollout.context_ids, rollout.context_mask, rollout.responses)
-        out = model(ids, mask, rollout.responses.shape[1])
+        out = model(*self._training_inputs(rollout.context_ids, rollout.context_mask, rollout.responses))
         logprobs, entropy = token_logprobs_and_entropy(
             out.logits, rollout.responses, temperature=self.task.task.temperature
         )
         return logprobs, entropy, out.values.float()
 
-    def _chunks(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        return zip(*(tensor.split(self.args.local_rollout_forward_batch_size) for tensor in tensors), strict=True)
+    def _training_inputs(
+        self, context_ids: torch.Tensor, context_mask: torch.Tensor, responses: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Arguments of `ActorCritic.forward`; without `shared_prefix` each response gets a context of its own."""
+        context_ids, context_mask = trimmed(context_ids, context_mask)
+        samples = len(responses) // len(context_ids)
+        if samples > 1 and not self.args.shared_prefix:
+            context_ids, context_mask = (x.repeat_interleave(samples, 0) for x in (context_ids, context_mask))
+            samples = 1
+        return *with_responses(context_ids, context_mask, responses), responses.shape[1], samples
+
+    def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
+        """`[N, ...]` tensors in parts whose `samples` responses to each row fit one forward pass of a rollout."""
+        rows = max(1, self.args.local_rollout_forward_batch_size // samples)
+        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
     def _frozen(self, model: Any) -> Any:
         """A model moved to this process's device and put in evaluation mode; anything else as it is."""
@@ -341,8 +375,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         (policy + self.args.vf_coef * value).backward()
         return not non_finite_gradients(model)
 
-    def _write_rollouts(self, batch: dict[str, Any], samples: Samples, episodes: dict[str, torch.Tensor]) -> None:
-        queries = raw_queries(self.task, batch)
+    def _write_rollouts(self, queries: list[list[int]], samples: Samples, episodes: dict[str, torch.Tensor]) -> None:
         update, rank = self._update + 1, self.args.process_index
         write_rollouts(
             self.args.rollout_dir, update, rank, self.processing_class, queries, samples.responses, episodes

@@ -130,6 +130,56 @@ def packed_inputs(rows: PackedRows) -> dict[str, Tensor]:
     }
 
 
+def behind_contexts(
+    input_ids: Tensor, attention_mask: Tensor, response_length: int, samples: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Arguments of a model's `forward` that run each context once for its `samples` responses.
+
+    Args:
+        input_ids: `[B, Q + K T]`: contexts padded on the left, each followed by its K responses.
+        attention_mask: `[B, Q + K T]`, 0 at padding.
+        response_length: T.
+        samples: K.
+
+    Returns:
+        The arguments, `input_ids [B, Q + K (T - 1)]` among them (nothing is predicted from the last token of a
+        response), and the slots `[K T]` from whose states the tokens of the first response are predicted, then those
+        of the second, and so on: the last slot of the context for each first token.
+    """
+    rows, context = len(input_ids), input_ids.shape[1] - samples * response_length
+    device, rest = input_ids.device, response_length - 1
+    mask = attention_mask[:, :context].long()
+    responses = input_ids[:, context:].view(rows, samples, response_length)[:, :, :-1]
+    segments = torch.arange(1, samples + 1, device=device).repeat_interleave(rest)
+    offsets = torch.arange(rest, device=device).repeat(samples)
+    segment_ids = torch.cat([torch.where(mask == 1, PREFIX, PADDING), segments.expand(rows, -1)], 1)
+    inputs = {
+        "input_ids": torch.cat([input_ids[:, :context].masked_fill(mask == 0, 0), responses.flatten(1)], 1),
+        "attention_mask": shared_prefix_mask(segment_ids),
+        "position_ids": torch.cat([mask.cumsum(1) - mask, mask.sum(1, keepdim=True) + offsets], 1),
+    }
+    own = torch.arange(context, context + samples * rest, device=device).view(samples, rest)
+    first = torch.full((samples, 1), context - 1, device=device)
+    return inputs, torch.cat([first, own], 1).flatten()
+
+
+def next_token_mask(attention_mask: Tensor, samples: int, most: int) -> Tensor:
+    """Which keys the next token of each response may read: `[B, 1, K, Q + K most]` bool.
+
+    The keys are the context's, then the first token of every response, then the second of every response, and so on;
+    the mask of a step is its first columns.
+
+    Args:
+        attention_mask: `[B, Q]` of the contexts, 0 at padding.
+        samples: K, responses to each context.
+        most: Tokens of a response.
+    """
+    rows, context = attention_mask.shape
+    own = torch.eye(samples, dtype=torch.bool, device=attention_mask.device).repeat(1, most)
+    shared = attention_mask.bool()[:, None, None].expand(rows, 1, samples, context)
+    return torch.cat([shared, own.expand(rows, 1, -1, -1)], 3)
+
+
 def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What eager attention adds: 0 where `mask` (bool) is true, the lowest number of `dtype` elsewhere; same shape."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -121,21 +121,38 @@ class QueryCollator:
         }
 
 
-def raw_queries(task: BoundTask, batch: dict[str, Any]) -> list[list[int]]:
-    """The raw queries (without padding, prefix and suffix) inside a batch of contexts."""
-    rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    return [task.query_of(ids[mask.bool()].tolist()) for ids, mask in rows]
+def raw_queries(task: BoundTask, batch: dict[str, Any], samples: int = 1) -> list[list[int]]:
+    """The raw queries (without padding, prefix and suffix) inside a batch of contexts, each `samples` times."""
+    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
+    return [query for ids, mask in rows for query in [task.query_of(list(itertools.compress(ids, mask)))] * samples]
 
 
-def extra_columns(batch: dict[str, Any]) -> dict[str, list]:
-    """The columns of a batch that are not its contexts."""
-    return {key: values for key, values in batch.items() if key not in ("input_ids", "attention_mask")}
+def extra_columns(batch: dict[str, Any], samples: int = 1) -> dict[str, list]:
+    """The columns of a batch that are not its contexts, each value `samples` times."""
+    columns = {key: values for key, values in batch.items() if key not in ("input_ids", "attention_mask")}
+    return {key: [value for value in values for _ in range(samples)] for key, values in columns.items()}
+
+
+def by_length(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its shortest contexts first, so that parts of it need little padding."""
+    order = batch["attention_mask"].sum(1).argsort(stable=True)
+    return {
+        key: values[order] if isinstance(values, torch.Tensor) else [values[i] for i in order.tolist()]
+        for key, values in batch.items()
+    }
+
+
+def trimmed(context_ids: torch.Tensor, context_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Contexts `[N, Q]`, padded on the left, without the first columns, as far as they are padding in every row."""
+    first = int(context_mask.amax(0).argmax())
+    return context_ids[:, first:], context_mask[:, first:]
 
 
 def with_responses(
     context_ids: torch.Tensor, context_mask: torch.Tensor, responses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask `[B, Q + T]` of contexts followed by their responses."""
+    """Ids and mask `[B, Q + K T]` of contexts `[B, Q]` followed by their responses `[B K, T]`."""
+    responses = responses.view(len(context_ids), -1)
     return torch.cat([context_ids, responses], 1), torch.cat([context_mask, torch.ones_like(responses)], 1)
 
 

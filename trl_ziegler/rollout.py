@@ -1,7 +1,7 @@
 """A rollout, and the minibatches PPO makes of it: whitening, advantages, micro-batches.
 
 Source: `openai/lm-human-preferences`, `train_policy.py:PPOTrainer.train, loss`.
-Axis letters: B episodes of this process, Q context tokens, T response tokens.
+Axis letters: N queries of this process, K responses to each, B = N K episodes, Q context tokens, T response tokens.
 """
 
 import os
@@ -24,9 +24,9 @@ class Rollout:
     """Episodes with everything that stays fixed while PPO trains on them.
 
     Args:
-        context_ids: `[B, Q]` int64, padded on the left.
-        context_mask: `[B, Q]` int64, 0 at padding.
-        responses: `[B, T]` int64 as sampled, uncut.
+        context_ids: `[N, Q]` int64, padded on the left.
+        context_mask: `[N, Q]` int64, 0 at padding.
+        responses: `[B, T]` int64 as sampled, uncut: those to the first context, then those to the second, and so on.
         mask: `[B, T]` bool, the tokens trained on.
         logprobs: `[B, T]` float32, log pi of the sampling policy, nats.
         values: `[B, T]` float32, value of the state before each token.
@@ -44,8 +44,23 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.responses)
 
-    def __getitem__(self, index: torch.Tensor | slice) -> "Rollout":
-        return Rollout(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
+    @property
+    def samples(self) -> int:
+        """K, the responses to each context."""
+        return len(self.responses) // len(self.context_ids)
+
+    def of_queries(self, index: torch.Tensor | slice) -> "Rollout":
+        """The contexts of an index into N, each with all of its responses."""
+        queries = len(self.context_ids)
+        return self._with(lambda rows: rows[index], lambda rows: rows.unflatten(0, (queries, -1))[index].flatten(0, 1))
+
+    def episode(self, i: int) -> "Rollout":
+        """Episode `i` alone, with its context."""
+        return self._with(lambda rows: rows[i // self.samples][None], lambda rows: rows[i : i + 1])
+
+    def _with(self, contexts: Gather, episodes: Gather) -> "Rollout":
+        chosen = {item.name: contexts if item.name.startswith("context") else episodes for item in fields(self)}
+        return Rollout(**{name: choose(getattr(self, name)) for name, choose in chosen.items()})
 
 
 ROLLOUT_FILE = "rollouts-{update:06d}-{rank}.jsonl"
@@ -95,10 +110,12 @@ class MicroBatch(NamedTuple):
     return_variance: torch.Tensor
     total: float
 
-    def row(self, i: int) -> "MicroBatch":
+    def episode(self, i: int) -> "MicroBatch":
         """Episode `i` alone."""
         part = slice(i, i + 1)
-        return self._replace(rollout=self.rollout[part], advantages=self.advantages[part], returns=self.returns[part])
+        return self._replace(
+            rollout=self.rollout.episode(i), advantages=self.advantages[part], returns=self.returns[part]
+        )
 
 
 def advantages_and_returns(
@@ -139,13 +156,16 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Every micro-batch of one update, in the order of training: a fresh permutation per epoch, cut into minibatches.
 
-    Whitening and advantages are computed on the whole minibatch before it is split. Args as in
-    `advantages_and_returns`; `generator` (CPU) draws the permutations of this process.
+    Sizes count episodes; the responses to a query stay together, so K divides them. Whitening and advantages are
+    computed on the whole minibatch before it is split, and its order does not matter, so the shortest contexts come
+    first: micro-batches of similar lengths need little padding. Args as in `advantages_and_returns`; `generator` (CPU)
+    draws the permutations of this process.
     """
+    samples, lengths = rollout.samples, rollout.context_mask.sum(1)
     for _ in range(epochs):
-        order = torch.randperm(len(rollout), generator=generator).to(rollout.responses.device)
-        for index in order.split(mini_batch_size):
-            mini = rollout[index]
+        order = torch.randperm(len(rollout.context_ids), generator=generator).to(lengths.device)
+        for index in order.split(mini_batch_size // samples):
+            mini = rollout.of_queries(index[lengths[index].argsort(stable=True)])
             advantages, returns = advantages_and_returns(
                 mini, gamma=gamma, lam=lam, whiten_rewards=whiten_rewards, gather=gather
             )
@@ -154,4 +174,5 @@ def micro_batches(
             total = float((tokens if gather is None else gather(tokens)).mean())
             for start in range(0, mini_batch_size, micro_batch_size):
                 part = slice(start, start + micro_batch_size)
-                yield MicroBatch(mini[part], advantages[part], returns[part], variance, total)
+                queries = slice(part.start // samples, part.stop // samples)
+                yield MicroBatch(mini.of_queries(queries), advantages[part], returns[part], variance, total)

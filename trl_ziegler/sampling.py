@@ -5,41 +5,83 @@ model's `generation_config` takes part, so the log-probabilities are those of th
 Axis letters: B rows, Q context tokens, T response tokens, V vocabulary.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from .actor_critic import ActorCritic
+from .actor_critic import ActorCriticOutput, model_inputs
+from .kv_cache import growing_cache
+from .prefix_sharing import can_share_prefix, next_token_mask
+
+BLOCK = 128
+"""Tokens whose probabilities are summed before a block of them is drawn."""
+LOOK_EVERY = 8
+"""Steps between two looks at a GPU for rows that have not ended."""
 
 
 class Samples(NamedTuple):
     """`responses [B, T]` ids, `logprobs [B, T]` in nats and `values [B, T]`, both float32."""
 
-    responses: torch.Tensor
-    logprobs: torch.Tensor
-    values: torch.Tensor
+    responses: Tensor
+    logprobs: Tensor
+    values: Tensor
 
 
-def draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One categorical draw per row of `logits [B, V]`: ids `[B]`.
+class Steps(Protocol):
+    """What can be sampled from: an [`ActorCritic`], or a model with a `step` like its."""
 
-    Inverts the cumulative distribution at one uniform number a row: on a CPU many times cheaper than
-    `torch.multinomial`, which draws V numbers a row. `right=True` keeps ids of probability zero out of reach.
+    @property
+    def config(self): ...
+
+    def step(self, inputs: dict[str, Tensor], keep: int, cache: object = None) -> ActorCriticOutput:
+        """See [`ActorCritic.step`]."""
+        ...
+
+
+def draw(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One categorical draw per row of `logits [B, V]`: ids `[B]` and their log-probabilities `[B]` in nats.
+
+    Inverts the cumulative distribution at one uniform number a row, first over blocks of tokens and then within the
+    block that was hit: on a CPU many times cheaper than `torch.multinomial`, which draws V numbers a row, and one pass
+    over the vocabulary where a cumulative sum over all of it takes another two.
     """
-    cumulative = logits.softmax(-1).cumsum(-1)
-    uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
-    # Rounding can place the uniform number at the very end of the distribution; the last id of non-zero mass is meant.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(1)
+    rows, vocabulary = logits.shape
+    blocks = -(-vocabulary // BLOCK)
+    largest = logits.amax(-1, keepdim=True)
+    weights = logits.new_zeros(rows, blocks * BLOCK)
+    torch.exp(logits - largest, out=weights[:, :vocabulary])
+    weights = weights.view(rows, blocks, BLOCK)
+    reached = weights.sum(-1).cumsum(-1)  # [B, blocks]
+    total = reached[:, -1:]
+    target = torch.rand(rows, 1, generator=generator, device=logits.device) * total
+    block, before = _invert(reached, target)
+    within = weights.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1)  # [B, BLOCK]
+    drawn = (block * BLOCK + _invert(within, target - before)[0])[:, 0]
     # A row of NaN draws the last id, whose log-probability is NaN too, for the caller to refuse.
-    return torch.minimum(drawn, last).clamp(max=logits.shape[1] - 1)
+    drawn = drawn.clamp(max=vocabulary - 1)
+    logprobs = logits.gather(1, drawn[:, None]) - largest - total.log()
+    return drawn, logprobs[:, 0]
+
+
+def _invert(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index `[B, 1]` whose cumulative weight `[B, N]` exceeds the target `[B, 1]`, and the weight before it.
+
+    `right=True` keeps what has no weight out of reach. Rounding can place the target at the very end; then the last
+    index with a weight is meant.
+    """
+    index = torch.searchsorted(cumulative, target, right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    index = torch.minimum(index, last).clamp(max=cumulative.shape[1] - 1)
+    before = cumulative.gather(1, (index - 1).clamp(min=0))
+    return index, before.masked_fill(index == 0, 0)
 
 
 @torch.no_grad()
 def sample(
-    model: ActorCritic,
-    context_ids: torch.Tensor,
-    context_mask: torch.Tensor,
+    model: Steps,
+    context_ids: Tensor,
+    context_mask: Tensor,
     *,
     response_length: int,
     temperature: float,
@@ -63,28 +105,66 @@ def sample(
         samples_per_query: Responses to each context, which is run once for all of them; the rows that come back are
             those of the first context, then those of the second, and so on.
     """
-    rows, device = len(context_ids) * samples_per_query, context_ids.device
+    queries, device = len(context_ids), context_ids.device
+    rows = queries * samples_per_query
     responses = torch.zeros(rows, response_length, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, response_length, device=device)
     values = torch.zeros(rows, response_length, device=device)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
-    mask = context_mask.long()
-    out = model.step(context_ids, mask)
-    if samples_per_query > 1:
-        mask = mask.repeat_interleave(samples_per_query, 0)
-        out.past_key_values.batch_repeat_interleave(samples_per_query)
-        out = out.repeat_interleave(samples_per_query)
+    known = can_share_prefix(model)
+    out = model.step(model_inputs(context_ids, context_mask), 1, growing_cache() if known else None)
+    # Behind one copy of the context's keys, each token reads those of the other responses too, under the mask.
+    together = known and samples_per_query > 1 and samples_per_query * response_length <= context_ids.shape[1]
+    layout = _Together if together else _Apart
+    steps = layout(out.past_key_values, context_mask.long(), samples_per_query, response_length)
+    predicted = out.logits[:, -1].repeat_interleave(samples_per_query, 0)
+    value = out.values[:, -1].repeat_interleave(samples_per_query, 0)
     for t in range(response_length):
-        logits = out.logits[:, -1].float() / temperature
-        tokens = draw(logits, generator)
+        tokens, chosen = draw(predicted.float() / temperature, generator)
         responses[:, t] = tokens * alive
-        logprobs[:, t] = (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)) * alive
-        values[:, t] = out.values[:, -1].float()
+        logprobs[:, t] = chosen * alive
+        values[:, t] = value.float()
         if stop_token_id is not None and t >= stop_after:
             alive &= tokens != stop_token_id
-            if not alive.any():
+            if (device.type == "cpu" or t % LOOK_EVERY == 0) and not alive.any():
                 break
         if t + 1 < response_length:
-            mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)
-            out = model.step(tokens[:, None], mask, out.past_key_values)
+            inputs = steps.inputs(tokens, t)
+            out = model.step(inputs, inputs["input_ids"].shape[1], out.past_key_values)
+            predicted, value = out.logits.flatten(0, 1), out.values.flatten()
     return Samples(responses, logprobs, values)
+
+
+class _Apart:
+    """Each response in a row of its own, with its own copy of the context's keys and values."""
+
+    def __init__(self, cache: object, mask: Tensor, samples: int, most: int) -> None:
+        if samples > 1:
+            cache.batch_repeat_interleave(samples)  # type: ignore[attr-defined]
+        self.mask = torch.nn.functional.pad(mask.repeat_interleave(samples, 0), (0, most), value=1)
+        self.context, self.lengths = mask.shape[1], mask.sum(1).repeat_interleave(samples)
+
+    def inputs(self, tokens: Tensor, t: int) -> dict[str, Tensor]:
+        """What the model reads after the tokens `[B K]` at index t were drawn."""
+        return {
+            "input_ids": tokens[:, None],
+            "attention_mask": self.mask[:, : self.context + t + 1],
+            "position_ids": (self.lengths + t)[:, None],
+        }
+
+
+class _Together:
+    """All responses of a context in one row, a token of each at a time, behind one copy of its keys and values."""
+
+    def __init__(self, cache: object, mask: Tensor, samples: int, most: int) -> None:
+        self.mask = next_token_mask(mask, samples, most)
+        self.context, self.samples, self.lengths = mask.shape[1], samples, mask.sum(1, keepdim=True)
+
+    def inputs(self, tokens: Tensor, t: int) -> dict[str, Tensor]:
+        """What the model reads after the tokens `[B K]` at index t were drawn."""
+        ids = tokens.view(-1, self.samples)
+        return {
+            "input_ids": ids,
+            "attention_mask": self.mask[..., : self.context + self.samples * (t + 1)],
+            "position_ids": (self.lengths + t).expand_as(ids),
+        }

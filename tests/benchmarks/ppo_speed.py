@@ -132,7 +132,7 @@ def make_ours(shape: Shape, setup: Setup, folder: str) -> ZieglerPPOTrainer:
     common = options(shape, setup, folder)
     rule = {"response_length": common.pop("response_length"), "temperature": common.pop("temperature")}
     return ZieglerPPOTrainer(
-        ZieglerPPOConfig(**common, **({"num_samples_per_query": shape.samples} if shape.samples > 1 else {})),
+        ZieglerPPOConfig(**common, optimizer="hf", num_samples_per_query=shape.samples),
         make_tokenizer(setup.vocabulary),
         make_model(AutoModelForCausalLM, shape, setup, 0),
         reward_model=make_model(AutoModelForSequenceClassification, shape, setup, 1),
@@ -161,24 +161,24 @@ def make_stock(shape: Shape, setup: Setup, folder: str) -> PPOTrainer:
 MAKERS = {"stock": make_stock, "ours": make_ours}
 
 
-def run(name: str, shape: Shape, setup: Setup) -> list[float]:
-    """Seconds of each timed update of one run."""
+class Run(NamedTuple):
+    """Seconds of each timed update, and the bytes that the whole run took above what the imports take."""
+
+    seconds: list[float]
+    peak: int
+
+
+def run(name: str, shape: Shape, setup: Setup) -> Run:
+    """One run, in a process that has done nothing else."""
     torch.set_num_threads(setup.threads)
+    before = resident("VmRSS")
     clock = UpdateClock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = MAKERS[name](shape, setup, folder)
         trainer.add_callback(clock)
         trainer.train()
-    return clock.seconds
-
-
-def peak_memory(name: str, shape: Shape, setup: Setup) -> int:
-    """Bytes of one run of two updates above what the imports take."""
-    before = resident("VmRSS")
-    run(name, shape, setup._replace(updates=2))
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resident("VmHWM") - before
+    on_gpu = torch.cuda.is_available()
+    return Run(clock.seconds, torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before)
 
 
 def flops_per_token(setup: Setup, keys: float) -> float:
@@ -215,18 +215,19 @@ def matmul_rate(setup: Setup) -> float:
     return max(rates)
 
 
-def measure(shape: Shape, setup: Setup, repeats: int, names: list[str]) -> dict[str, list[list[float]]]:
-    """Seconds of the timed updates of each run, by trainer, in alternation."""
-    runs: dict[str, list[list[float]]] = {name: [] for name in names}
+def measure(shape: Shape, setup: Setup, repeats: int, names: list[str]) -> dict[str, list[Run]]:
+    """The runs of each trainer, made in alternation."""
+    runs: dict[str, list[Run]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
             runs[name].append(in_own_process(run, name, shape, setup))
     return runs
 
 
-def report(shape: Shape, setup: Setup, runs: dict[str, list[list[float]]], peaks: dict[str, int]) -> None:
+def report(shape: Shape, setup: Setup, runs: dict[str, list[Run]]) -> None:
     """Print one shape's lines."""
-    medians = {name: statistics.median(s for seconds in each for s in seconds) for name, each in runs.items()}
+    medians = {name: statistics.median(s for one in each for s in one.seconds) for name, each in runs.items()}
+    peaks = {name: max(one.peak for one in each) for name, each in runs.items()}
     tokens, needed = shape.query + shape.response, flops_per_episode(shape, setup)
     rate = in_own_process(matmul_rate, setup)
     print(f"{shape}  {needed / 1e9:.1f} GFLOP an episode, matrix products run at {rate / 1e9:.0f} GFLOP/s")
@@ -237,7 +238,7 @@ def report(shape: Shape, setup: Setup, runs: dict[str, list[list[float]]], peaks
             f"{episodes * needed / rate:.0%} of the rate, {peaks[name] / 2**20:.0f} MiB"
         )
     if set(runs) == set(MAKERS):
-        each = {name: [statistics.median(seconds) for seconds in runs[name]] for name in MAKERS}
+        each = {name: [statistics.median(one.seconds) for one in runs[name]] for name in MAKERS}
         ratios = [stock / ours for stock, ours in zip(each["stock"], each["ours"], strict=True)]
         print(
             f"{shape}  {medians['stock'] / medians['ours']:.2f} x ({min(ratios):.2f} to {max(ratios):.2f}), "
@@ -270,8 +271,7 @@ def main() -> None:
         f"an update in micro-batches of {setup.micro}, {setup.epochs} epochs; {setup.threads} threads, {setup.dtype}"
     )
     for shape in args.shapes:
-        runs = measure(shape, setup, args.repeats, args.trainers)
-        report(shape, setup, runs, {name: in_own_process(peak_memory, name, shape, setup) for name in args.trainers})
+        report(shape, setup, measure(shape, setup, args.repeats, args.trainers))
 
 
 if __name__ == "__main__":
