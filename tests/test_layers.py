@@ -21,7 +21,7 @@ LAYERS = {
         "_version",
         "chunked_softmax",
         "functional",
-        "fused_gelu",
+        "fast_layers",
         "kl_control",
         "kv_cache",
         "optim",

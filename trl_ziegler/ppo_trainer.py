@@ -23,8 +23,8 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
 from .actor_critic import ActorCritic, response_logits, value_network
+from .fast_layers import use_fast_layers
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
-from .fused_gelu import fuse_gelu
 from .kl_control import AdaptiveKLController, FixedKLController
 from .optim import TFAdam
 from .ppo_checks import (
@@ -139,7 +139,7 @@ class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
         for module in (policy, ref_model, value_model, *rewards):
             if isinstance(module, torch.nn.Module):
                 disable_dropout_in_model(module)
-                fuse_gelu(module)
+                use_fast_layers(module)
 
         self.task = build_task(args, task, processing_class).bind(processing_class)
         check_stop_token(self.task, policy)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
-from .fused_gelu import fuse_gelu
+from .fast_layers import use_fast_layers
 from .optim import TFAdam
 from .preference_collator import DataCollatorForBestOfK, candidate_rewards, count_tokens
 from .preference_data import JUDGEMENTS, prepare_preferences
@@ -176,7 +176,7 @@ class BestOfKRewardTrainer(RewardTrainer):
         if args.optimizer == "tf_adam":
             optimizer_cls_and_kwargs = _tf_adam(args, optimizer_cls_and_kwargs, kwargs.get("optimizers"))
         model = _model(model, args, quantization_config)
-        fuse_gelu(model)
+        use_fast_layers(model)
         if args.shared_prefix:
             check_prefix_sharing(model)
         if data_collator is None:

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..actor_critic import ActorCritic, response_logits
+from ..fast_layers import use_fast_layers
 from ..functional import token_logprobs
 from ..online_candidates import different_candidates
 from ..queries import QueryCollator, with_responses
@@ -44,6 +45,8 @@ class Generator:
         reference: PreTrainedModel | None = None,
     ) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        for network in filter(None, (model, reference)):
+            use_fast_layers(network)
         self.model = ActorCritic(model.to(device)).eval()
         self.reference = None if reference is None else reference.to(device).eval()
         self.task = task
