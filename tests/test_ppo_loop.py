@@ -162,6 +162,22 @@ class TestCheckpoints:
         assert_same_weights(whole, resumed)
         assert len(training_logs(resumed)) == 3
 
+    def test_a_model_whose_saving_fails_leaves_the_saved_one(self, train, tmp_path, monkeypatch):
+        """The tokenizer's turn comes after the weights'."""
+        trainer = train(start=False)
+        folder = tmp_path / "model"
+        trainer.save_model(str(folder))
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        trainer.train()
+
+        def fail(*args, **kwargs):
+            raise OSError("disk full")
+
+        monkeypatch.setattr(trainer.processing_class, "save_pretrained", fail)
+        with pytest.raises(OSError, match="disk full"):
+            trainer.save_model(str(folder))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
     def test_a_half_written_one_given_by_path_is_refused(self, train, tmp_path):
         train(**CHECKPOINTS)
         last = tmp_path / "run" / "checkpoint-3"

@@ -1,8 +1,10 @@
 """Writing files so that a killed process leaves the old file or the whole new one, never half of it."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,22 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def written_whole(folder: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder to write files into, which are moved to `folder` when all of them are complete.
+
+    An exception or a kill before that leaves `folder` as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        yield Path(temporary)
+        for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

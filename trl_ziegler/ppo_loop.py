@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import TrainOutput
 
+from ._files import written_whole
 from .kl_control import FixedKLController
 from .ppo_checkpoints import (
     load_generators,
@@ -245,11 +245,10 @@ class UpdateLoop(SampledEvaluation):
         """Policy, value function, tokenizer and arguments, in formats that load without pickle."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-        (folder / "training_args.json").write_text(self.args.to_json_string())
+        with written_whole(output_dir or self.args.output_dir) as folder:
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+            (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Besides the library's random states: this process's generators, and beta."""
