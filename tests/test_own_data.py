@@ -339,6 +339,9 @@ def test_a_policy_is_trained_on_the_reward_model_of_the_other_script(reward_job,
     reward = reward_job("reward", max_steps=1, save_strategy="no")
     folder = policy_job("policy", {"reward": str(reward)}, max_steps=1, save_strategy="no")
     assert (folder / "model.safetensors").is_file()
+    origin = "those of `labels.jsonl`"
+    assert f"- Labels: {origin}." in (reward / "README.md").read_text()
+    assert f"- `reward`, weight 1: a reward model; its labels: {origin}." in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

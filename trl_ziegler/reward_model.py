@@ -337,7 +337,9 @@ def _load_adapter(path: str, seed: int, is_trainable: bool, hub: dict[str, Any],
     base = load_reward_model(base_path, seed=seed, **{k: v for k, v in kwargs.items() if k != "revision"})
     model = as_reward_model(PeftModel.from_pretrained(base, path, is_trainable=is_trainable, **hub))
     if Path(path, "config.json").is_file():
-        base.config.reward_normalization = getattr(AutoConfig.from_pretrained(path), "reward_normalization", None)
+        saved = AutoConfig.from_pretrained(path)
+        for name in ("reward_normalization", "label_origin"):
+            setattr(base.config, name, getattr(saved, name, None))
     return model
 
 

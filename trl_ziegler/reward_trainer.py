@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
+from .model_cards import RewardCards
 from .optim import TFAdam
 from .preference_collator import DataCollatorForBestOfK, candidate_rewards, count_tokens
 from .preference_data import JUDGEMENTS, prepare_preferences
@@ -45,7 +46,7 @@ FILLER = -100.0  # of absent candidates in what `compute_metrics` gets: the valu
 
 @dataclass
 class BestOfKRewardConfig(Presets, RewardConfig):
-    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with three fields more.
+    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with four fields more.
 
     `max_length` counts a prompt with one completion; records with a longer one are dropped.
     `center_rewards_coefficient` adds that coefficient times the mean of (2 × mean reward of a record)², which for K =
@@ -67,6 +68,9 @@ class BestOfKRewardConfig(Presets, RewardConfig):
             where prompts are longer than completions; where they are much shorter, the wider rows cost more than they
             save. It needs `eager` or `sdpa` attention without sliding windows and ALiBi; a model that cannot be served
             is refused, and `False` trains it with one row per candidate.
+        label_origin (`str`, *optional*):
+            Who gave the labels, in words for the model card. It travels in the model's configuration, so that the card
+            of a policy trained on this reward model says it too.
 
     > [!NOTE]
     > These parameters have default values different from `RewardConfig`:
@@ -93,6 +97,9 @@ class BestOfKRewardConfig(Presets, RewardConfig):
         default=True,
         metadata={"help": "Run a prompt once for all its candidates; exact, and refused where it is not."},
     )
+    label_origin: str | None = field(
+        default=None, metadata={"help": "Who gave the labels, in words for the model card."}
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -114,13 +121,14 @@ class BestOfKRewardConfig(Presets, RewardConfig):
                 )
 
 
-class BestOfKRewardTrainer(RewardTrainer):
+class BestOfKRewardTrainer(RewardCards, RewardTrainer):
     """Trains a reward model on choices among K completions (Ziegler et al. 2019, section 2.1).
 
     A subclass of TRL's `RewardTrainer`, which keeps PEFT, quantization, chat templates, evaluation, logging and the
     hub. Overrides: `_prepare_dataset` and the collator (formats with K candidates, no EOS appended, records checked),
     `compute_loss` and `log` (the losses and metrics), `_set_signature_columns_if_needed`, `train` (a normalisation no
     longer holds), and `_save`, `_load_from_checkpoint`, `_load_best_model` (the head as it is, beside the folded one).
+    Its model card ([`create_model_card`]) says how to load the model, who gave the labels, and the accuracy.
     The tokenizer's PAD token stays as it was.
 
     Metrics, also with `eval_`: `loss`; `accuracy` (share of records whose best candidate has the highest reward; a tie
@@ -201,6 +209,7 @@ class BestOfKRewardTrainer(RewardTrainer):
         processing_class.pad_token, self.model.config.pad_token_id = pads
         args.model_init_kwargs = init_kwargs
         as_reward_model(self.model)  # a PeftModel made by the parent
+        self.model.config.label_origin = args.label_origin
         if args.loss_type == "best_of_k":
             self.label_names = ["labels"]
 
