@@ -178,6 +178,8 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args is not None and not isinstance(args, BestOfKRewardConfig):
+            raise ValueError(f"`args` is a {type(args).__name__}; give a `BestOfKRewardConfig`.")
         name = (model if isinstance(model, str) else model.config._name_or_path).rstrip("/").split("/")[-1]
         args = args or BestOfKRewardConfig(f"{name}-BestOfK")
         if args.optimizer == "tf_adam":
@@ -190,6 +192,8 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of, shared_prefix=args.shared_prefix
             )
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up; the parent would log a warning
+        if processing_class is None and not model.config._name_or_path:
+            raise ValueError("`processing_class` is missing, and `model` does not know where it came from; give both.")
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
         self._context_limit = getattr(model.config, "max_position_embeddings", None)
