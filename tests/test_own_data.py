@@ -389,6 +389,13 @@ def test_a_reward_that_is_no_function_is_named(function_of_rewards, name, messag
         load_reward(name)
 
 
+def test_a_reward_that_is_neither_model_nor_function_is_told_both_ways(function_of_rewards):
+    with pytest.raises(
+        ValueError, match=r"`reward` is 'my_rewards.letter_e', which is no folder .* `module:function`"
+    ):
+        load_reward("my_rewards.letter_e")
+
+
 def test_what_a_module_itself_lacks_is_not_taken_for_the_module(tmp_path):
     (tmp_path / "needs_more.py").write_text("import no_such_dependency\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):

@@ -156,11 +156,17 @@ def check_model_options(model: ModelConfig) -> None:
 def load_reward(name: str) -> RewardFunction:
     """A reward model by path or id, or a function by `module:name`, the module in the working directory or installed.
 
-    Raises `ValueError` where there is no such module, or no such function in it.
+    Raises `ValueError` where there is no such model, module, or function in it.
     """
     module, colon, function = name.partition(":")
     if not colon:
-        return load_reward_model(name)
+        try:
+            return load_reward_model(name)
+        except OSError as error:
+            raise ValueError(
+                f"`reward` is '{name}', which is no folder of a model and cannot be loaded from the hub "
+                f"({str(error).splitlines()[0]}); a function is given as `module:function`."
+            ) from None
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
     try:
