@@ -220,7 +220,8 @@ def test_push_to_hub_brings_a_reward_model_its_card(make_trainer, hub):
     assert 'load_reward_model("someone/taste")' in ModelCard.load(repo / "README.md").text
 
 
-def test_what_is_pushed_while_training_is_one_model(train, hub, monkeypatch):
+@pytest.mark.parametrize("value_init", ["zero", "reward"])
+def test_what_is_pushed_while_training_is_one_model(train, make_reward_model, hub, monkeypatch, value_init):
     """Value function and policy of the same update; the library copies only the files it knows."""
     seen = []
     upload = HfApi.upload_folder
@@ -232,12 +233,15 @@ def test_what_is_pushed_while_training_is_one_model(train, hub, monkeypatch):
         return upload(self, folder_path=folder_path, **options)
 
     monkeypatch.setattr(HfApi, "upload_folder", watched)
+    reward_model = make_reward_model()
+    normalize_reward_model(reward_model, [[1, 2], [3]], [[4], [5, 6]])
     trainer = train(
         max_steps=2, task=Task("t", 6), push_to_hub=True, hub_model_id="someone/policy", hub_always_push=True,
-        save_strategy="steps", save_steps=1, disable_tqdm=True,
+        save_strategy="steps", save_steps=1, reward_model=reward_model, value_init=value_init,
     )  # fmt: skip
     now = trainer.model.state_dict()
     assert len(seen) == 2
     assert all(value.equal(now[name]) for name, value in seen[-1].items())
-    assert not seen[0]["value_head.weight"].equal(now["value_head.weight"])
+    head = next(name for name in now if name.startswith("value_") and name.endswith(("head.weight", "score.weight")))
+    assert not seen[0][head].equal(now[head])
     assert (hub / "someone" / "policy" / "README.md").is_file()
