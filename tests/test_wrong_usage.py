@@ -117,6 +117,11 @@ def test_a_configuration_of_trls_reward_trainer(make_classifier, tokenizer, tmp_
         BestOfKRewardTrainer(make_classifier(), args, train_dataset=records(4), processing_class=tokenizer)
 
 
+def test_float16_on_a_cpu(make_ppo):
+    with pytest.raises(ValueError, match="`fp16` is on, but on a CPU it would be left out without a word; use `bf16`"):
+        make_ppo(fp16=True)
+
+
 def test_ppo_without_a_tokenizer(make_ppo):
     with pytest.raises(ValueError, match="`processing_class` is None; give the policy's tokenizer"):
         make_ppo(processing_class=None)

@@ -62,6 +62,8 @@ def check_setup(
     """Refuse what cannot train, each with one sentence."""
     if not isinstance(args, ZieglerPPOConfig):
         raise ValueError(f"`args` is a {type(args).__name__}; give a `ZieglerPPOConfig`, as the first argument.")
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("`fp16` is on, but on a CPU it would be left out without a word; use `bf16`, or neither.")
     _check_data(train_dataset, args)
     if ref_model is policy:
         raise ValueError("`ref_model` is the same object as `model`; pass a copy, or None to have one made.")
