@@ -148,6 +148,7 @@ class TestConfig:
         assert added == {"loss_type", "optimizer", "shared_prefix", "label_origin"}
         args = config()
         assert (args.bf16, bool(args.gradient_checkpointing), args.num_train_epochs) == (False, False, 1)
+        assert config(dataloader_pin_memory=True).dataloader_pin_memory == torch.accelerator.is_available()
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -78,6 +78,7 @@ class BestOfKRewardConfig(Presets, RewardConfig):
     >   default raises on a machine without a GPU.
     > - `gradient_checkpointing`: off (`None`). TRL's `True` costs a second forward pass that small models do not need.
     > - `num_train_epochs`: `1`. The paper uses each label once, as more epochs overfit; TRL trains 3.
+    > - `dataloader_pin_memory`: off where there is no accelerator to copy to; torch would warn of it at every loader.
     """
 
     _paper: ClassVar[Table] = PAPER_REWARD
@@ -111,6 +112,7 @@ class BestOfKRewardConfig(Presets, RewardConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it can be {' or '.join(map(repr, choices))}.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}; give at least 1, or None for no limit.")
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         defaults = {item.name: item.default for item in fields(self)}
         for name in ("adam_epsilon", "weight_decay"):
