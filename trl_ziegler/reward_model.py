@@ -61,7 +61,7 @@ def as_reward_model(
     """
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(base, RewardModelMixin):
-        if base.get_output_embeddings() is not None:
+        if not hasattr(base, "score") and base.get_output_embeddings() is not None:
             raise ValueError(
                 f"`model` is a {type(base).__name__}, a language model; `load_reward_model(path)` puts a reward head "
                 "on one in a folder or on the hub."
