@@ -145,7 +145,7 @@ def test_sets_of_a_dictionary_get_a_row_each(train):
     ]  # fmt: skip
 
 
-def test_results_are_those_of_the_best_model_once_it_is_loaded(train, monkeypatch):
+def test_results_are_those_of_the_best_model_once_it_is_loaded(train):
     trainer = train(
         evaluate_with=prompts(4),
         eval_strategy="steps",
@@ -162,6 +162,11 @@ def test_results_are_those_of_the_best_model_once_it_is_loaded(train, monkeypatc
     trainer.create_model_card()
     results = section(card_of(trainer), "Results")
     assert f"| held-out prompts | {best['eval_objective/kl']:.3f} |" in results and "training" not in results
+    trainer.args.load_best_model_at_end = False
+    trainer.train()
+    trainer.create_model_card()
+    last = [row for row in trainer.state.log_history if "eval_win_rate" in row][-1]
+    assert f"| held-out prompts | {last['eval_objective/kl']:.3f} |" in section(card_of(trainer), "Results")
 
 
 def test_card_of_a_reward_model_says_labels_and_accuracy(make_trainer):

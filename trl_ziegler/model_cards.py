@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from ._version import __version__
 from .actor_critic import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
@@ -62,7 +62,13 @@ class ModelCards(Trainer):
     after which the last evaluation is no longer the model's.
     """
 
-    _rows_before_best = 0
+    _best: tuple[TrainerState | None, int] = (None, 0)
+
+    @property
+    def _rows_before_best(self) -> int:
+        """Rows of the log when the best model was loaded; 0 where it was not, or training has begun anew since."""
+        state, rows = self._best
+        return rows if state is self.state else 0
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -121,7 +127,7 @@ class ModelCards(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._rows_before_best = len(self.state.log_history)
+        self._best = (self.state, len(self.state.log_history))
 
 
 class RewardCards(ModelCards):
