@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow smoke lint format types docs clean
+.PHONY: demo test test-slow smoke lint format types docs wheel clean
 .DELETE_ON_ERROR:
 
 # Options for the recipe go into ARGS, for example `make demo ARGS="--seed 2"`.
@@ -49,6 +49,10 @@ types: $(VENV)/.installed-dev
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
+
+# Sdist and wheel, and the wheel in a new environment beside the lowest and the highest TRL; some minutes of installing.
+wheel:
+	$(PYTHON) tests/wheel.py
 
 clean:
 	rm -rf $(VENV) site

@@ -8,6 +8,9 @@ REFERENCE = Path(__file__).parent / "reference"
 OUTSIDE = re.compile(r"\[([^\]\n]+)\]\((?!\w+:)([^)#\s]+)(?:#[^)\s]*)?\)")
 NAME_IN_BRACKETS = re.compile(r"\[<code>~?([\w.]+)</code>\]")
 TYPE_IN_MARKDOWN = re.compile(r"<code>[^<]*`[^<]*</code>")
+DEFAULT_TWICE = re.compile(r"(<code>[^<]*), optional(?:, defaults to [^<]*)?</code>, default:")
+CELL = re.compile(r"<td.*?</td>", flags=re.DOTALL)
+LONG_CODE = re.compile(r"<code>([^<]{16,})</code>")
 ENTRY = re.compile(r"^::: ([\w.]+)$", flags=re.MULTILINE)
 
 
@@ -31,9 +34,16 @@ def on_page_content(html: str, **_) -> str:
         code = f"<code>{name}</code>"
         return f'<autoref identifier="{entries[name]}" optional>{code}</autoref>' if name in entries else code
 
-    return NAME_IN_BRACKETS.sub(linked, TYPE_IN_MARKDOWN.sub(plain, html))
+    html = NAME_IN_BRACKETS.sub(linked, TYPE_IN_MARKDOWN.sub(plain, html))
+    html = DEFAULT_TWICE.sub(r"\1</code>, default:", html)
+    return CELL.sub(lambda cell: LONG_CODE.sub(breakable, cell[0]), html)
 
 
 def plain(match: re.Match) -> str:
     """The type of an argument without its Markdown: "[`~peft.PeftModel`], *optional*" is "PeftModel, optional"."""
     return re.sub(r"\[?`~?(?:\w+\.)*([^`]+)`\]?", r"\1", match[0]).replace("*", "")
+
+
+def breakable(match: re.Match) -> str:
+    """A name in a narrow column that may be broken at its joints, and nowhere else."""
+    return "<code>" + re.sub(r"(::|[/_:](?=[^:])|\.(?!py|yaml|md))", r"\1<wbr>", match[1]) + "</code>"

@@ -85,10 +85,8 @@ REWARD_WRAPPER = {
         ("dropped call", ", batch_size=self.batch_size)", ")"),
         ("index", "function(prompts, completions, ", "function(completions, prompts, "),
         ("dropped call", "function(prompts, completions, **columns)", "function(prompts, completions)"),
-        ("comparison", "len(values) != len(cut)", "len(values) > len(cut)"),
-        ("comparison", "len(values) != len(cut)", "len(values) < len(cut)"),
-        ("constant", "math.nan if v is None", "0.0 if v is None"),
-        ("dropped call", "math.inf if math.isnan(v) else float(v)", "float(v)"),
+        ("dropped call", "check_call(function, self.names[i], columns)", "pass"),
+        ("index", "self.names[i], len(cut))", "self.names[0], len(cut))"),
     ],
     "KLEntropyReward._as_text": [
         ("constant", "cut, skip_special_tokens=True", "cut"),
@@ -121,6 +119,16 @@ REWARD_WRAPPER = {
         ("dropped call", " if bad[row].any() else 0", ""),
         ("index", "decode(queries[row])", "decode(queries[0])"),
         ("index", "decode(cut[row])", "decode(cut[0])"),
+    ],
+    "check_call": [
+        ("dropped call", "bind([], [], **columns)", "bind([], [])"),
+        ("index", "bind([], [], **columns)", "bind([], **columns)"),
+    ],
+    "as_scores": [
+        ("comparison", "found != count", "found > count"),
+        ("comparison", "found != count", "found < count"),
+        ("constant", "math.nan if value is None", "0.0 if value is None"),
+        ("dropped call", "math.inf if math.isnan(value) else float(value)", "float(value)"),
     ],
     "function_name": [
         ("dropped call", '.rstrip("/")', ""),

@@ -54,6 +54,13 @@ def test_what_is_missing_is_named(tmp_path):
         load_rows(write(tmp_path, "dict"), split="test")
 
 
+def test_a_file_cut_in_half_is_named(tmp_path):
+    path = tmp_path / "cut.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + '\n{"prompt": "b", "la')
+    with pytest.raises(ValueError, match=r"cut\.jsonl cannot be read as json \(.*\); it may have been cut in half"):
+        load_rows(str(path))
+
+
 @pytest.fixture
 def two_configurations(tmp_path):
     """A folder laid out like a dataset of the hub that has the configurations `one` and `2.0`."""

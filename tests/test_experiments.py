@@ -373,6 +373,20 @@ def test_every_argument_that_changes_results_belongs_to_a_stage(tmp_path):
     assert read == {item.name for item in fields(StyleArguments)} - unread
 
 
+@pytest.mark.parametrize(
+    ("changes", "origin"),
+    [
+        ({"label_error_rate": 0.25}, "a simulated labeller of the task sentiment, 25% of its labels slips"),
+        ({"label_store": "labels.db"}, "people, on the labelling page"),
+        ({"label_store": "labels.db", "reward": {"label_origin": "two authors"}}, "two authors"),
+    ],
+)
+def test_the_reward_models_card_says_who_labelled(tmp_path, monkeypatch, changes, origin):
+    monkeypatch.chdir(tmp_path)
+    experiment = StyleExperiment("sentiment", StyleArguments(**changes), tmp_path)
+    assert experiment.trainer_config("reward", tmp_path).label_origin == origin
+
+
 def test_the_laptop_world_needs_a_trained_start_model(tmp_path):
     with pytest.raises(ValueError, match="The section 'sft' is empty, but the laptop world has no trained model"):
         StyleExperiment("sentiment", StyleArguments(), tmp_path).sft(tmp_path)

@@ -74,3 +74,18 @@ def test_impossible_arguments_are_refused():
         RecipeArguments(num_candidates=1)
     with pytest.raises(ValueError, match="`model` and `documents` go together"):
         RecipeArguments(model="x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_labels": -3}, "`num_labels` is -3; give at least 1."),
+        ({"batch_size": 0}, "`batch_size` is 0; give at least 1."),
+        ({"cpu_threads": 0}, "`cpu_threads` is 0; give at least 1."),
+        ({"frontier_samples": 0}, "`frontier_samples` is 0; give at least 1."),
+        ({"label_error_rate": 5}, "`label_error_rate` is 5; give a share between 0 and 1."),
+    ],
+)
+def test_impossible_counts_are_refused_before_anything_is_trained(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        StyleArguments(**changes)

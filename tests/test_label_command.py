@@ -121,10 +121,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--task", "jokes"], "task='jokes' comes without instructions; give a text file"),
-            ([], "task=None comes without instructions"),
+            (["--task", "jokes"], "the task 'jokes' comes without instructions; give a text file"),
+            ([], "no `--task` is given; give a text file of your own, or one of the tasks"),
             (["--task", "tldr", "--instructions", "/nowhere/x.txt"], "No such file.*nowhere"),
             (["--import", "/nowhere/x.jsonl"], "No such file.*nowhere"),
+            (["--export", "/nowhere/x.jsonl"], "/nowhere/x.jsonl has no folder to lie in; make it or correct"),
+            (["--task", "tldr", "--port", "99999"], "`--port` is 99999; give one from 0"),
             (["--add_labeller", " ann"], "labeller=' ann' is no name"),
             (["--replace_token", "eve"], "labeller='eve' is not known"),
         ],

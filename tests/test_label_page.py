@@ -305,7 +305,9 @@ class TestInstructions:
         assert "<h1>Which is funnier?</h1>" in page and "<li>Puns &lt;b&gt;count&lt;/b&gt; double.</li>" in page
 
     def test_wrong_ones_are_named(self, tmp_path, store):
-        with pytest.raises(ValueError, match="task='jokes' comes without instructions; give a text file of your own"):
+        with pytest.raises(
+            ValueError, match="the task 'jokes' comes without instructions; give a text file of your own"
+        ):
             create_app(store, researcher_token=RESEARCHER_TOKEN, task="jokes")
         (tmp_path / "empty.txt").write_text("\n \n\n")
         with pytest.raises(ValueError, match=r"empty\.txt are empty; begin with the question"):

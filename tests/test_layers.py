@@ -43,6 +43,7 @@ LAYERS = {
     "labelers": {"label", "labelers"},
     "metrics": {"metrics"},
     "trainers": {
+        "model_cards",
         "ppo_checkpoints",
         "ppo_checks",
         "ppo_config",

@@ -339,6 +339,9 @@ def test_a_policy_is_trained_on_the_reward_model_of_the_other_script(reward_job,
     reward = reward_job("reward", max_steps=1, save_strategy="no")
     folder = policy_job("policy", {"reward": str(reward)}, max_steps=1, save_strategy="no")
     assert (folder / "model.safetensors").is_file()
+    origin = "those of `labels.jsonl`"
+    assert f"- Labels: {origin}." in (reward / "README.md").read_text()
+    assert f"- `reward`, weight 1: a reward model; its labels: {origin}." in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -384,6 +387,13 @@ def test_a_reward_is_a_model_or_a_function(function_of_rewards, make_classifier,
 def test_a_reward_that_is_no_function_is_named(function_of_rewards, name, message):
     with pytest.raises(ValueError, match=f"`reward` is '{name}', but {message}"):
         load_reward(name)
+
+
+def test_a_reward_that_is_neither_model_nor_function_is_told_both_ways(function_of_rewards):
+    with pytest.raises(
+        ValueError, match=r"`reward` is 'my_rewards.letter_e', which is no folder .* `module:function`"
+    ):
+        load_reward("my_rewards.letter_e")
 
 
 def test_what_a_module_itself_lacks_is_not_taken_for_the_module(tmp_path):

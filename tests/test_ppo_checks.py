@@ -72,7 +72,7 @@ def test_missing_and_impossible_rewards_are_refused(args, make_causal_lm, make_c
     policy = make_causal_lm()
     with pytest.raises(ValueError, match="`reward_model` is missing"):
         check(args, policy, rewards=[None])
-    with pytest.raises(ValueError, match="`reward_model` holds a str"):
+    with pytest.raises(ValueError, match="`reward_model` holds 'judge'; give a model"):
         check(args, policy, rewards=["judge"])
     with pytest.raises(ValueError, match="with 2 labels cannot serve as reward or value model"):
         check(args, policy, rewards=[make_classifier(num_labels=2)])

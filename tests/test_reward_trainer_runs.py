@@ -145,9 +145,10 @@ class TestModels:
 class TestConfig:
     def test_changed_and_added_fields(self, config):
         added = {f.name for f in fields(BestOfKRewardConfig)} - {f.name for f in fields(RewardConfig)}
-        assert added == {"loss_type", "optimizer", "shared_prefix"}
+        assert added == {"loss_type", "optimizer", "shared_prefix", "label_origin"}
         args = config()
         assert (args.bf16, bool(args.gradient_checkpointing), args.num_train_epochs) == (False, False, 1)
+        assert config(dataloader_pin_memory=True).dataloader_pin_memory == torch.accelerator.is_available()
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -195,6 +195,30 @@ def test_wrong_numbers_of_scores_and_weights_are_refused(tokenizer, texts):
             build(tokenizer, [short], weights=weights)
 
 
+def test_what_is_no_list_of_scores_names_its_function(tokenizer, texts):
+    def fine(prompts, completions):
+        return [1.0, 2.0]
+
+    def nothing(prompts, completions):
+        return None
+
+    with pytest.raises(ValueError, match="'nothing' returned None; return a list with one float"):
+        build(tokenizer, [fine, nothing]).score(*texts, {})
+    with pytest.raises(ValueError, match="returned \\['a', 'b'\\]; return floats"):
+        build(tokenizer, [fine, lambda prompts, completions: ["a", "b"]]).score(*texts, {})
+
+
+def test_a_function_that_takes_no_columns_is_refused_where_there_are_some(tokenizer, texts):
+    def fine(prompts, completions):
+        return [1.0, 2.0]
+
+    assert build(tokenizer, [fine]).score(*texts, {}).raw.tolist() == [1.0, 2.0]
+    with pytest.raises(
+        ValueError, match=r"'fine' cannot be called with prompts, completions and the columns \['note'\]"
+    ):
+        build(tokenizer, [fine]).score(*texts, {"note": ["x", "y"]})
+
+
 def test_names_of_models_and_functions(make_classifier):
     model = make_classifier()
     assert function_name(model) == "GPT2ForSequenceClassification"

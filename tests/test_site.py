@@ -102,6 +102,17 @@ def test_names_in_brackets_become_links_where_there_is_an_entry(hooks):
     )
 
 
+def test_a_default_is_shown_once(hooks):
+    html = "(<code>str, *optional*, defaults to `'x'`</code>, default: <code>'x'</code>)"
+    assert hooks["on_page_content"](html) == "(<code>str</code>, default: <code>'x'</code>)"
+
+
+def test_long_names_in_tables_break_at_their_joints(hooks):
+    html = "<td><code>a/long_name.py::test</code> <code>short_name</code></td> <code>a/long_name.py::test</code>"
+    broken = "a/<wbr>long_<wbr>name.py::<wbr>test"
+    assert hooks["on_page_content"](html) == html.replace("a/long_name.py::test", broken, 1)
+
+
 def test_the_picture_of_the_layers_is_the_code_as_it_is():
     drawn = runpy.run_path(str(DOCS / "architecture.py"))
     assert drawn["draw"]() == drawn["PICTURE"].read_text(encoding="utf-8"), "run `python docs/architecture.py`"

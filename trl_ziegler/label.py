@@ -64,6 +64,8 @@ def act(store: LabelStore, options: argparse.Namespace) -> None:
         added = import_jsonl(store, options.import_file)
         print(f"Added {added.comparisons} comparisons and {added.answers} answers.")
     elif options.export_file:
+        if not Path(options.export_file).absolute().parent.is_dir():
+            raise ValueError(f"{options.export_file} has no folder to lie in; make it or correct the path.")
         export_jsonl(store, options.export_file, task=options.task)
         print(f"Wrote {options.export_file}.")
     else:
@@ -72,6 +74,8 @@ def act(store: LabelStore, options: argparse.Namespace) -> None:
 
 def serve(store: LabelStore, options: argparse.Namespace) -> None:
     """Serve the page until interrupted."""
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"`--port` is {options.port}; give one from 0 (any free one) to 65535.")
     instructions = read_instructions(options.task, options.instructions)
     token_file = options.researcher_token or default_token_file(options.store)
     token = read_or_make_token(token_file)

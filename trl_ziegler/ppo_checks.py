@@ -28,6 +28,8 @@ def list_of(value: Any) -> list:
 
 def build_task(args: ZieglerPPOConfig, task: Task | None, tokenizer: PreTrainedTokenizerBase) -> Task:
     """The task as given, or the one that the config's stop, length and temperature fields describe (`eos` regime)."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"`processing_class` is {tokenizer!r}; give the policy's tokenizer.")
     if task is not None:
         defaults = {name: type(args).__dataclass_fields__[name].default for name in (
             "response_length", "temperature", "stop_token", "stop_token_id", "missing_eos_penalty"
@@ -58,6 +60,10 @@ def check_setup(
     train_dataset: Any,
 ) -> None:
     """Refuse what cannot train, each with one sentence."""
+    if not isinstance(args, ZieglerPPOConfig):
+        raise ValueError(f"`args` is a {type(args).__name__}; give a `ZieglerPPOConfig`, as the first argument.")
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("`fp16` is on, but on a CPU it would be left out without a word; use `bf16`, or neither.")
     _check_data(train_dataset, args)
     if ref_model is policy:
         raise ValueError("`ref_model` is the same object as `model`; pass a copy, or None to have one made.")
@@ -70,7 +76,10 @@ def check_setup(
                 "pass a copy (`copy.deepcopy`)."
             )
         if not isinstance(reward, torch.nn.Module) and not callable(reward):
-            raise ValueError(f"`reward_model` holds a {type(reward).__name__}; give a model or a callable.")
+            raise ValueError(
+                f"`reward_model` holds {reward!r}; give a model (`load_reward_model` loads one from a path) or a "
+                "callable."
+            )
     if "logits_to_keep" not in inspect.signature(_base(policy).forward).parameters:
         raise ValueError(
             f"`model` is a {type(_base(policy)).__name__}, whose forward has no `logits_to_keep`; use a causal "
@@ -86,6 +95,13 @@ def _check_data(train_dataset: Any, args: ZieglerPPOConfig) -> None:
         raise ValueError(
             f"`train_dataset` is a {type(train_dataset).__name__}; give a `datasets.Dataset` or `IterableDataset`."
         )
+    if isinstance(train_dataset, Dataset) and "attention_mask" in train_dataset.column_names:
+        padded = next((row for row, mask in enumerate(train_dataset["attention_mask"]) if not all(mask)), None)
+        if padded is not None:
+            raise ValueError(
+                f"Row {padded} of `train_dataset` is padded (its `attention_mask` has zeros) and the padding would be "
+                "read as text; tokenise without it, the collator pads on the left."
+            )
     if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0 and args.total_episodes is None:
         raise ValueError(
             "`train_dataset` is a stream, whose length nobody knows; give `max_steps` (updates) or `total_episodes`."

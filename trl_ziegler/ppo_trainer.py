@@ -26,6 +26,7 @@ from .actor_critic import ActorCritic, response_logits, value_network
 from .fast_layers import use_fast_layers
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
+from .model_cards import PolicyCards
 from .optim import TFAdam
 from .ppo_checks import (
     build_task,
@@ -63,7 +64,7 @@ from .tasks import Task
 logger = get_logger(__name__)
 
 
-class ZieglerPPOTrainer(UpdateLoop, PPOTrainer):
+class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
     """TRL's `PPOTrainer` signature on `transformers.Trainer`'s loop, with the method of Ziegler et al. 2019.
 
     The parent's constructor and `train` are not used (its loop has no seam); its type, signature and model card are.

@@ -47,9 +47,14 @@ def tokenize_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | lis
         processing_class: The tokenizer.
         prompt: Text, or chat messages; these are rendered with the generation prompt.
         template: Goes to the chat template (`tools`, ...).
+
+    Raises:
+        ValueError: neither text nor messages, or messages for a tokenizer without a chat template.
     """
     if isinstance(prompt, list):
         return _render(processing_class, prompt, add_generation_prompt=True, **template)
+    if not isinstance(prompt, str):
+        raise ValueError(f"`prompt` is {prompt!r}; give text or a list of chat messages, or drop the row.")
     return _leading_special_ids(processing_class) + _encode(processing_class, prompt)
 
 
@@ -229,6 +234,16 @@ def _encode(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _render(processing_class: PreTrainedTokenizerBase, messages: list[dict], **template: Any) -> list[int]:
+    if messages and not isinstance(messages[0], dict):
+        raise ValueError(
+            f"`prompt` is a list that begins with {messages[0]!r}, which is no chat message; token ids belong into "
+            "`input_ids` (prompts of PPO) or `prompt_ids` and `completion_ids` (labels)."
+        )
+    if processing_class.chat_template is None and "chat_template" not in template:
+        raise ValueError(
+            "the data holds chat messages, but the tokenizer has no chat template; set `tokenizer.chat_template`, or "
+            "give text."
+        )
     return processing_class.apply_chat_template(messages, tokenize=True, return_dict=True, **template)["input_ids"]
 
 

@@ -61,6 +61,11 @@ def as_reward_model(
     """
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(base, RewardModelMixin):
+        if not hasattr(base, "score") and base.get_output_embeddings() is not None:
+            raise ValueError(
+                f"`model` is a {type(base).__name__}, a language model; `load_reward_model(path)` puts a reward head "
+                "on one in a folder or on the hub."
+            )
         _require_one_label(base.config)
         _convert_head(base)
         base.__class__ = _mixed(RewardModelMixin, base.__class__)
@@ -168,8 +173,11 @@ def score_token_ids(
         `[N]`, float32, on the CPU, without gradient, dropout off.
 
     Raises:
-        ValueError: different numbers of queries and responses, or a pair without any token.
+        ValueError: text instead of ids, different numbers of queries and responses, or a pair without any token.
     """
+    for name, given in (("query_ids", query_ids), ("response_ids", response_ids)):
+        if len(given) and isinstance(given[0], str):
+            raise ValueError(f"`{name}` holds text; give token ids, for example `tokenizer(texts)['input_ids']`.")
     if len(query_ids) != len(response_ids):
         raise ValueError(
             f"`response_ids` has {len(response_ids)} entries for {len(query_ids)} queries; give one each."
@@ -337,7 +345,9 @@ def _load_adapter(path: str, seed: int, is_trainable: bool, hub: dict[str, Any],
     base = load_reward_model(base_path, seed=seed, **{k: v for k, v in kwargs.items() if k != "revision"})
     model = as_reward_model(PeftModel.from_pretrained(base, path, is_trainable=is_trainable, **hub))
     if Path(path, "config.json").is_file():
-        base.config.reward_normalization = getattr(AutoConfig.from_pretrained(path), "reward_normalization", None)
+        saved = AutoConfig.from_pretrained(path)
+        for name in ("reward_normalization", "label_origin"):
+            setattr(base.config, name, getattr(saved, name, None))
     return model
 
 

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
 from .fast_layers import use_fast_layers
+from .model_cards import RewardCards
 from .optim import TFAdam
 from .preference_collator import DataCollatorForBestOfK, candidate_rewards, count_tokens
 from .preference_data import JUDGEMENTS, prepare_preferences
@@ -46,7 +47,7 @@ FILLER = -100.0  # of absent candidates in what `compute_metrics` gets: the valu
 
 @dataclass
 class BestOfKRewardConfig(Presets, RewardConfig):
-    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with three fields more.
+    r"""Configuration of [`BestOfKRewardTrainer`]: TRL's `RewardConfig` with four fields more.
 
     `max_length` counts a prompt with one completion; records with a longer one are dropped.
     `center_rewards_coefficient` adds that coefficient times the mean of (2 × mean reward of a record)², which for K =
@@ -68,6 +69,9 @@ class BestOfKRewardConfig(Presets, RewardConfig):
             where prompts are longer than completions; where they are much shorter, the wider rows cost more than they
             save. It needs `eager` or `sdpa` attention without sliding windows and ALiBi; a model that cannot be served
             is refused, and `False` trains it with one row per candidate.
+        label_origin (`str`, *optional*):
+            Who gave the labels, in words for the model card. It travels in the model's configuration, so that the card
+            of a policy trained on this reward model says it too.
 
     > [!NOTE]
     > These parameters have default values different from `RewardConfig`:
@@ -75,6 +79,7 @@ class BestOfKRewardConfig(Presets, RewardConfig):
     >   default raises on a machine without a GPU.
     > - `gradient_checkpointing`: off (`None`). TRL's `True` costs a second forward pass that small models do not need.
     > - `num_train_epochs`: `1`. The paper uses each label once, as more epochs overfit; TRL trains 3.
+    > - `dataloader_pin_memory`: off where there is no accelerator to copy to; torch would warn of it at every loader.
     """
 
     _paper: ClassVar[Table] = PAPER_REWARD
@@ -94,6 +99,9 @@ class BestOfKRewardConfig(Presets, RewardConfig):
         default=True,
         metadata={"help": "Run a prompt once for all its candidates; exact, and refused where it is not."},
     )
+    label_origin: str | None = field(
+        default=None, metadata={"help": "Who gave the labels, in words for the model card."}
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -105,6 +113,7 @@ class BestOfKRewardConfig(Presets, RewardConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it can be {' or '.join(map(repr, choices))}.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}; give at least 1, or None for no limit.")
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         defaults = {item.name: item.default for item in fields(self)}
         for name in ("adam_epsilon", "weight_decay"):
@@ -115,13 +124,14 @@ class BestOfKRewardConfig(Presets, RewardConfig):
                 )
 
 
-class BestOfKRewardTrainer(RewardTrainer):
+class BestOfKRewardTrainer(RewardCards, RewardTrainer):
     """Trains a reward model on choices among K completions (Ziegler et al. 2019, section 2.1).
 
     A subclass of TRL's `RewardTrainer`, which keeps PEFT, quantization, chat templates, evaluation, logging and the
     hub. Overrides: `_prepare_dataset` and the collator (formats with K candidates, no EOS appended, records checked),
     `compute_loss` and `log` (the losses and metrics), `_set_signature_columns_if_needed`, `train` (a normalisation no
     longer holds), and `_save`, `_load_from_checkpoint`, `_load_best_model` (the head as it is, beside the folded one).
+    Its model card ([`create_model_card`]) says how to load the model, who gave the labels, and the accuracy.
     The tokenizer's PAD token stays as it was.
 
     Metrics, also with `eval_`: `loss`; `accuracy` (share of records whose best candidate has the highest reward; a tie
@@ -171,6 +181,8 @@ class BestOfKRewardTrainer(RewardTrainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args is not None and not isinstance(args, BestOfKRewardConfig):
+            raise ValueError(f"`args` is a {type(args).__name__}; give a `BestOfKRewardConfig`.")
         name = (model if isinstance(model, str) else model.config._name_or_path).rstrip("/").split("/")[-1]
         args = args or BestOfKRewardConfig(f"{name}-BestOfK")
         if args.optimizer == "tf_adam":
@@ -184,6 +196,8 @@ class BestOfKRewardTrainer(RewardTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of, shared_prefix=args.shared_prefix
             )
         init_kwargs, args.model_init_kwargs = args.model_init_kwargs, None  # used up; the parent would log a warning
+        if processing_class is None and not model.config._name_or_path:
+            raise ValueError("`processing_class` is missing, and `model` does not know where it came from; give both.")
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
         self._context_limit = getattr(model.config, "max_position_embeddings", None)
@@ -203,6 +217,7 @@ class BestOfKRewardTrainer(RewardTrainer):
         processing_class.pad_token, self.model.config.pad_token_id = pads
         args.model_init_kwargs = init_kwargs
         as_reward_model(self.model)  # a PeftModel made by the parent
+        self.model.config.label_origin = args.label_origin
         if args.loss_type == "best_of_k":
             self.label_names = ["labels"]
 

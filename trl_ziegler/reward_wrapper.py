@@ -4,9 +4,10 @@ R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)) (Ziegler et al. 2019, section 2
 `train_policy.py:make_score_fn, compute_rewards`). Axis letters: B responses, T response tokens, F reward functions.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,15 +122,8 @@ class KLEntropyReward:
                 queries, cut = self._reencode(queries, cut, own_tokenizer)
             return score_token_ids(function, queries, cut, batch_size=self.batch_size)
         prompts, completions, columns = self._as_text(queries, cut, columns)
-        values = function(prompts, completions, **columns)
-        if len(values) != len(cut):
-            raise ValueError(
-                f"Reward function '{self.names[i]}' returned {len(values)} scores for {len(cut)} completions; "
-                "return one float (or None) for each."
-            )
-        # +-inf stands for a NaN the function itself returned, so that NaN can stand for None.
-        floats = [math.nan if v is None else math.inf if math.isnan(v) else float(v) for v in values]
-        return torch.tensor(floats)
+        check_call(function, self.names[i], columns)
+        return as_scores(function(prompts, completions, **columns), self.names[i], len(cut))
 
     def _as_text(
         self, queries: list[list[int]], cut: list[list[int]], columns: dict[str, list]
@@ -160,6 +154,42 @@ class KLEntropyReward:
             f"{self.tokenizer.decode(queries[row])!r} and the response {self.tokenizer.decode(cut[row])!r}; "
             "the run stops before the weights change."
         )
+
+
+def check_call(function: Callable, name: str, columns: dict[str, list]) -> None:
+    """`ValueError` for a function that cannot be called as `f(prompts, completions, **columns)`."""
+    try:
+        inspect.signature(function).bind([], [], **columns)
+    except TypeError as error:
+        raise ValueError(
+            f"Reward function '{name}' cannot be called with prompts, completions and the columns "
+            f"{sorted(columns)} ({error}); define it as `def {name}(prompts, completions, **columns)`."
+        ) from None
+
+
+def as_scores(values: Any, name: str, count: int) -> torch.Tensor:
+    """`[count]` of what a reward function returned: NaN for `None`, infinity for a NaN of its own.
+
+    Raises `ValueError` for anything but `count` numbers or `None`s.
+    """
+    try:
+        found = len(values)
+    except TypeError:
+        raise ValueError(
+            f"Reward function '{name}' returned {values!r}; return a list with one float (or None) per completion."
+        ) from None
+    if found != count:
+        raise ValueError(
+            f"Reward function '{name}' returned {found} scores for {count} completions; return one float (or None) "
+            "for each."
+        )
+    try:
+        floats = [math.nan if value is None else math.inf if math.isnan(value) else float(value) for value in values]
+    except TypeError:
+        raise ValueError(
+            f"Reward function '{name}' returned {values!r}; return floats (or None) and nothing else."
+        ) from None
+    return torch.tensor(floats)
 
 
 def function_name(function: RewardFunction) -> str:

@@ -28,6 +28,10 @@ class RecipeArguments:
     """Settings of a whole run. Without `model` and `documents` everything comes from the embedded laptop world."""
 
     sections: ClassVar[tuple[str, ...]] = ("task", "world", "sft", "reward", "policy")
+    counts: ClassVar[tuple[str, ...]] = (
+        "num_labels", "num_policy_queries", "num_eval_queries", "num_normalization_samples", "batch_size",
+        "cpu_threads",
+    )  # fmt: skip
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Run directory; default runs/<task>/<name of the config file>."}
@@ -101,6 +105,11 @@ class RecipeArguments:
             setattr(self, name, as_section(name, getattr(self, name)))
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
+        for name in self.counts:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; give at least 1.")
+        if not 0 <= self.label_error_rate <= 1:
+            raise ValueError(f"`label_error_rate` is {self.label_error_rate}; give a share between 0 and 1.")
         if self.num_eval_labels < 1:
             raise ValueError(
                 f"`num_eval_labels` is {self.num_eval_labels}; the reward model's accuracy needs held-out labels."
@@ -149,6 +158,7 @@ class StyleArguments(RecipeArguments):
     """Settings of a stylistic continuation. An empty section `sft` uses `model` as it is."""
 
     sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "classifier")
+    counts: ClassVar[tuple[str, ...]] = (*RecipeArguments.counts, "frontier_queries", "frontier_samples")
 
     documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
     reviews: str | None = field(

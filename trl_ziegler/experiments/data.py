@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 HUB_ID = re.compile(r"[\w.-]{2,}(/[\w.-]+)?")  # one letter before a colon is a drive
@@ -20,7 +21,7 @@ def load_rows(source: str, *, split: str = "train") -> Dataset:
 
     Raises:
         FileNotFoundError: a path with a known ending that does not exist.
-        ValueError: a missing split.
+        ValueError: a missing split, or a file that is not what its ending says.
     """
     path = Path(source)
     suffix = (path.suffixes[-2:-1] or [""])[0] if path.suffix == ".gz" else path.suffix
@@ -29,7 +30,7 @@ def load_rows(source: str, *, split: str = "train") -> Dataset:
             raise FileNotFoundError(
                 f"{source} does not exist; give a file, the folder of a saved dataset, or a hub id."
             )
-        return load_dataset(BUILDERS[suffix], data_files=str(path), split="train")
+        return _load_file(path, BUILDERS[suffix])
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         saved = load_from_disk(source)
         if isinstance(saved, DatasetDict):
@@ -39,6 +40,16 @@ def load_rows(source: str, *, split: str = "train") -> Dataset:
         return saved
     name, configuration = split_configuration(source)
     return load_dataset(name, configuration, split=split)
+
+
+def _load_file(path: Path, builder: str) -> Dataset:
+    try:
+        return load_dataset(builder, data_files=str(path), split="train")
+    except DatasetGenerationError as error:
+        raise ValueError(
+            f"{path} cannot be read as {builder} ({error.__cause__ or error}); it may have been cut in half, or its "
+            "rows differ in their columns."
+        ) from None
 
 
 def split_configuration(source: str) -> tuple[str, str | None]:

@@ -84,6 +84,12 @@ class Experiment(ABC, Generic[Arguments]):
         """Who labels: people, or the simulated labeller."""
         return make_labeler(self.args, self.name, self.labeler)
 
+    @property
+    def _label_origin(self) -> str:
+        if self.args.label_store is not None:
+            return "people, on the labelling page"
+        return f"a simulated labeller of the task {self.name}, {self.args.label_error_rate:.0%} of its labels slips"
+
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """What a stage that reads these arguments depends on."""
         args = self.args.as_dict()
@@ -99,6 +105,8 @@ class Experiment(ABC, Generic[Arguments]):
             "dataloader_pin_memory": torch.cuda.is_available(),
             "use_cpu": PartialState().device.type == "cpu",
         }
+        if section == "reward":
+            defaults["label_origin"] = self._label_origin
         values = {**defaults, **args.section(section)}
         return section_config(self.configs[section], section, values, **forced)
 

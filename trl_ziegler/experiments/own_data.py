@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +95,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
             "`--normalization_samples 0`."
         )
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+    args.label_origin = args.label_origin or f"those of `{Path(script.dataset_name).name}`"
     trainer = BestOfKRewardTrainer(
         model=load_reward_model(model.model_name_or_path, seed=args.seed),
         args=args,
@@ -113,6 +115,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
         normalize_reward_model(
             trainer.model, *_start_samples(script, model.model_name_or_path, tokenizer, rows, args.seed)
         )
+    trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Reward model: {args.output_dir}")
 
@@ -131,6 +134,7 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or newest_checkpoint(args.output_dir))
+    trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Policy: {args.output_dir}")
 
@@ -152,11 +156,17 @@ def check_model_options(model: ModelConfig) -> None:
 def load_reward(name: str) -> RewardFunction:
     """A reward model by path or id, or a function by `module:name`, the module in the working directory or installed.
 
-    Raises `ValueError` where there is no such module, or no such function in it.
+    Raises `ValueError` where there is no such model, module, or function in it.
     """
     module, colon, function = name.partition(":")
     if not colon:
-        return load_reward_model(name)
+        try:
+            return load_reward_model(name)
+        except OSError as error:
+            raise ValueError(
+                f"`reward` is '{name}', which is no folder of a model and cannot be loaded from the hub "
+                f"({str(error).splitlines()[0]}); a function is given as `module:function`."
+            ) from None
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
     try:

@@ -247,7 +247,6 @@ NEWS = Domain(
     tails=lines(NEWS_TAILS),
     asks=lines(NEWS_ASKS),
 )
-DOMAINS = (POSTS, NEWS)
 
 
 def split_of(facts: Iterable[Fact]) -> str:

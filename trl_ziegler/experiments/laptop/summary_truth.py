@@ -82,7 +82,6 @@ def phrases(templates: list[str]) -> str:
 
 FORMS = {form: meaning for domain in (POSTS, NEWS) for form, meaning in all_forms(domain)}
 SUBJECTS = {subject.lower(): subject for domain in (POSTS, NEWS) for subject in domain.subjects}
-ROLE = rf"(?:my|the) (?:{'|'.join(POSTS.roles + NEWS.roles)})"
 SUBJECT = re.compile(
     rf"\b(?:my (?=(?:{'|'.join(POSTS.roles)})\b)|the (?=(?:{'|'.join(NEWS.roles)})\b))?(?P<who>{'|'.join(SUBJECTS)})\b"
 )

@@ -40,9 +40,10 @@ def read_instructions(task: str | None, path: str | os.PathLike | None = None) -
         OSError: a file that cannot be read.
     """
     if path is None and task not in TASKS:
+        lack = "no `--task` is given" if task is None else f"the task {task!r} comes without instructions"
         raise ValueError(
-            f"task={task!r} comes without instructions; give a text file of your own with `--instructions`, "
-            f"or one of the tasks {', '.join(TASKS)}."
+            f"What shall the labellers be asked? There is no `--instructions`, and {lack}; give a text file of your "
+            f"own, or one of the tasks {', '.join(TASKS)}."
         )
     source = TEXTS / f"{task}.txt" if path is None else Path(path)
     try:
