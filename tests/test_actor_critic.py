@@ -73,6 +73,11 @@ def test_saved_folder_loads_as_policy_and_as_actor_critic(make_causal_lm, make_c
     assert not list(tmp_path.rglob("*.bin"))
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere; give the one"):
+        ActorCritic.from_pretrained(tmp_path / "nowhere")
+
+
 def test_a_policy_without_its_value_function_is_refused_by_name(make_causal_lm, tmp_path):
     make_causal_lm().save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="a policy without its value function"):

@@ -1,6 +1,7 @@
 """What the configuration refuses, and how batch sizes divide an update."""
 
 import pytest
+import torch
 
 from trl_ziegler.ppo_config import UpdatePlan, ZieglerPPOConfig
 
@@ -12,6 +13,7 @@ def config(tmp_path, **fields) -> ZieglerPPOConfig:
 def test_defaults_that_differ_from_trl(tmp_path):
     args = config(tmp_path)
     assert (args.bf16, args.gradient_checkpointing) == (False, False)
+    assert args.dataloader_pin_memory == torch.accelerator.is_available()
     assert args.world_size == 1
 
 

@@ -43,6 +43,7 @@ def test_ids_are_used_as_they_are(tokenizer, task):
         ({"text": ["x"]}, 64, r"`train_dataset` has the columns \['text'\]; give a `prompt`"),
         ({"input_ids": [[5], []]}, 64, "Row 1 of `train_dataset` has an empty prompt"),
         ({"input_ids": [[5] * 9]}, 64, "Row 0 of `train_dataset` has 9 tokens; .* at most 8 fit"),
+        ({"input_ids": [[5]]}, 6, "leaves no room for a query in the model's context of 6; lower `response_length`"),
         ({"input_ids": [[5] * 5]}, 10, "Row 0 of `train_dataset` has 5 tokens"),
     ],
 )

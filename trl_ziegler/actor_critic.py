@@ -163,9 +163,11 @@ class ActorCritic(nn.Module):
     def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> "ActorCritic":
         """Load what `save_pretrained` wrote; `kwargs` go to `AutoModelForCausalLM.from_pretrained`.
 
-        Raises `FileNotFoundError` where the folder holds a policy without its value function.
+        Raises `FileNotFoundError` where there is no such folder, or it holds a policy without its value function.
         """
         folder = Path(path)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {folder}; give the one that `save_pretrained` wrote.")
         if not (folder / VALUE_HEAD_FILE).is_file() and not (folder / VALUE_MODEL_FOLDER).is_dir():
             raise FileNotFoundError(
                 f"{folder} holds neither {VALUE_HEAD_FILE} nor {VALUE_MODEL_FOLDER}/, so it is a policy without its "

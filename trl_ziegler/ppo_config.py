@@ -4,6 +4,7 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from ._compat import PPOConfig
@@ -86,6 +87,7 @@ class ZieglerPPOConfig(Presets, PPOConfig):
     >   default raises on a machine without a GPU.
     > - `gradient_checkpointing`: off (`None`). TRL's `True` costs a second forward pass that small models do not need;
     >   in newer releases of transformers the field is called `activation_checkpointing`.
+    > - `dataloader_pin_memory`: off where there is no accelerator to copy to; torch would warn of it at every loader.
     """
 
     _paper: ClassVar[Table] = PAPER_POLICY
@@ -129,6 +131,7 @@ class ZieglerPPOConfig(Presets, PPOConfig):
     def __post_init__(self) -> None:
         self._refuse_unread_fields()
         super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         # `PPOConfig` declares a field `world_size = None` that hides this property of `TrainingArguments`.
         self.world_size = TrainingArguments.world_size.fget(self)
         self._check_values()

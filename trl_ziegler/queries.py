@@ -45,6 +45,11 @@ def prepare_queries(
         raise ValueError(f"`{name}` has the columns {columns}; give a `prompt` (text or chat) or `input_ids`.")
     own = len(task.context([])) + task.task.response_length
     limit = min(context_limit - own, task.task.query_length or context_limit)
+    if limit < 1:
+        raise ValueError(
+            f"Prefix, suffix and response have {own} tokens, which leaves no room for a query in the model's context "
+            f"of {context_limit}; lower `response_length`."
+        )
 
     def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
         return {"input_ids": tokenize_prompt(tokenizer, row["prompt"])}
