@@ -181,10 +181,10 @@ tokenizer = AutoTokenizer.from_pretrained(f"{folder}/base")
 
 
 class Frozen(ZieglerPPOTrainer):
-    def _sample(self, batch, generator):
-        answers = responses[batch["number"]]
+    def _sample(self, batch, generator, count):
+        answers = responses[[(number + 7 * k) % 32 for number in batch["number"] for k in range(count)]]
         model = self.accelerator.unwrap_model(self.model)
-        out = model(*with_responses(batch["input_ids"], batch["attention_mask"], answers), answers.shape[1])
+        out = model(*with_responses(batch["input_ids"], batch["attention_mask"], answers), answers.shape[1], count)
         logprobs = token_logprobs(out.logits, answers, temperature=self.task.task.temperature)
         return Samples(answers, logprobs, out.values.float())
 
@@ -223,6 +223,7 @@ def run(name, trainer_class, prompts, **changes):
 parts = []
 words = [" the cat", " a dog saw", " she", " they found the old house"]
 run("global", Frozen, [words[i % 4] for i in range(32)], whiten_scope="global")
+run("several", Frozen, [words[i % 4] for i in range(16)], num_samples_per_query=2)
 run("rank", Recorded, [words[i % 4] for i in range(32)], whiten_scope="rank")
 torch.save(parts, f"{folder}/parts_{world}_{rank}.pt")
 run("alike", ZieglerPPOTrainer, [" the cat"] * 32)
@@ -261,14 +262,15 @@ def assert_same_numbers(ours: list[dict], theirs: list[dict]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one(processes):
-    """A frozen rollout, whitened over both: the same losses, statistics, beta and weights."""
-    one, two = processes("global", 1), processes("global", 2)
+@pytest.mark.parametrize("name", ["global", "several"])
+def test_two_processes_make_the_run_of_one(processes, name):
+    """A frozen rollout, whitened over both: the same losses, statistics, beta and weights; two samples a query as one."""
+    one, two = processes(name, 1), processes(name, 2)
     assert_same_numbers(two["logs"], one["logs"])
-    for name, weight in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0, msg=name)
-    other_rank = processes("global", 2, rank=1)["weights"]
-    assert all(torch.equal(other_rank[name], weight) for name, weight in two["weights"].items())
+    for key, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][key], weight, atol=1e-5, rtol=0, msg=key)
+    other_rank = processes(name, 2, rank=1)["weights"]
+    assert all(torch.equal(other_rank[key], weight) for key, weight in two["weights"].items())
 
 
 @pytest.mark.slow
