@@ -264,7 +264,7 @@ def assert_same_numbers(ours: list[dict], theirs: list[dict]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["global", "several"])
 def test_two_processes_make_the_run_of_one(processes, name):
-    """A frozen rollout, whitened over both: the same losses, statistics, beta and weights; two samples a query as one."""
+    """A frozen rollout, whitened over both: the same losses, statistics, beta and weights, with one or two samples."""
     one, two = processes(name, 1), processes(name, 2)
     assert_same_numbers(two["logs"], one["logs"])
     for key, weight in one["weights"].items():
