@@ -20,11 +20,30 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
-Arguments = TypeVar("Arguments", bound="RecipeArguments")
+Arguments = TypeVar("Arguments", bound="SectionedArguments")
 
 
 @dataclass
-class RecipeArguments:
+class SectionedArguments:
+    """Arguments of which some, named in `sections`, are mappings whose keys flags may set one by one."""
+
+    sections: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.sections:
+            setattr(self, name, as_section(name, getattr(self, name)))
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section's keys and values, read from whatever form it was given in."""
+        return getattr(self, name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as written to `config.yaml`."""
+        return asdict(self)
+
+
+@dataclass
+class RecipeArguments(SectionedArguments):
     """Settings of a whole run. Without `model` and `documents` everything comes from the embedded laptop world."""
 
     sections: ClassVar[tuple[str, ...]] = ("task", "world", "sft", "reward", "policy")
@@ -35,6 +54,12 @@ class RecipeArguments:
     seed: int = field(default=1, metadata={"help": "Seed of the run: data, initial weights, sampling."})
     stages: str | None = field(
         default=None, metadata={"help": "Comma-separated stages to run; default all. Finished ones are skipped."}
+    )
+    reuse_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of other runs: a stage that one of them has finished with the same settings is copied."
+        },
     )
     mode: Literal["best_of_k", "direct", "online"] = field(
         default="best_of_k",
@@ -97,8 +122,7 @@ class RecipeArguments:
     policy: dict | str | None = field(default=None, metadata={"help": "Section: ZieglerPPOConfig."})
 
     def __post_init__(self) -> None:
-        for name in self.sections:
-            setattr(self, name, as_section(name, getattr(self, name)))
+        super().__post_init__()
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
         if self.num_eval_labels < 1:
@@ -134,14 +158,6 @@ class RecipeArguments:
                 "`label_store` holds a password, which the run's config.yaml would keep; leave it out and give it in "
                 "PGPASSWORD or ~/.pgpass."
             )
-
-    def section(self, name: str) -> dict[str, Any]:
-        """A section's keys and values, read from whatever form it was given in."""
-        return getattr(self, name)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as written to `config.yaml`."""
-        return asdict(self)
 
 
 @dataclass
