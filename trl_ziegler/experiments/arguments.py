@@ -182,9 +182,25 @@ class StyleArguments(RecipeArguments):
     frontier_samples: int = field(
         default=1024, metadata={"help": "Responses per frontier query; at least 20 * exp(KL) are needed."}
     )
+    shared_trunk_labels: int = field(
+        default=0,
+        metadata={
+            "help": "Labels an optimiser step for a reward head on the policy's own trunk, which PPO then optimises; "
+            "0 keeps reward model and policy apart, as the paper does (section 4.2)."
+        },
+    )
+    shared_trunk_coef: float = field(default=1.0, metadata={"help": "Weight of their loss beside PPO's."})
     classifier: dict | str | None = field(
         default=None, metadata={"help": "Section: TrainingArguments of the sentiment classifier."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shared_trunk_labels and self.mode != "best_of_k":
+            raise ValueError(
+                f"`shared_trunk_labels` is {self.shared_trunk_labels} with `mode` '{self.mode}'; a shared network has "
+                "its labels before PPO, mode 'best_of_k'."
+            )
 
 
 SUMMARIZERS = ("supervised", "zero_shot")
