@@ -100,7 +100,7 @@ def test_help_lists_every_argument(script, monkeypatch, capsys):
         "reward": (RewardScriptArguments, BestOfKRewardConfig, ModelConfig),
         "ppo": (PolicyScriptArguments, ZieglerPPOConfig, ModelConfig),
         "simulated_labellers": (SimulatedLabellersArguments,),
-        "compare": (ComparisonArguments,),
+        "experiments": (ComparisonArguments,),
     }
     with pytest.raises(SystemExit) as end:
         run_script(script, ["--help"], monkeypatch)

@@ -1,6 +1,6 @@
 """Several variants of one recipe, each with several seeds, in one table with plots.
 
-    accelerate launch recipes/compare.py --config recipes/configs/experiments/labels.yaml [--seeds 1 2] [--only direct]
+    accelerate launch recipes/experiments.py --config recipes/configs/experiments/labels.yaml [--seeds 1 2]
 
 A variant is the recipe's configuration with a few other settings. Every run has a directory and a report of its own,
 `<output_dir>/<variant>/seed-<seed>`; what two of them have in common is made once (`reuse_from`). After each run the

@@ -1,7 +1,7 @@
 """Variants of a recipe over several seeds: one table, its plots and the report of every run.
 
-accelerate launch recipes/compare.py --config recipes/configs/experiments/labels.yaml
-accelerate launch recipes/compare.py --config recipes/configs/experiments/noise.yaml --seeds 1 --cpu_threads 1
+accelerate launch recipes/experiments.py --config recipes/configs/experiments/labels.yaml
+accelerate launch recipes/experiments.py --config recipes/configs/experiments/noise.yaml --seeds 1 --cpu_threads 1
 """
 
 from pathlib import Path
