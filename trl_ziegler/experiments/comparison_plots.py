@@ -65,7 +65,7 @@ def _draw_curves(axes: Axes, curves: Curves, logs: Mapping[str, Sequence[Sequenc
             axes.fill_between(x.mean(0), y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0, zorder=1)
     axes.set(xlabel=curves.x, ylabel=" and ".join(curves.keys))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, loc="best")
+        axes.legend(fontsize=9, loc="best", framealpha=0.85, edgecolor="none")
 
 
 def seeds_plot(name: str, measure: str, results: Mapping[str, Mapping[str, Any]]) -> Plot:
