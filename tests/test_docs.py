@@ -13,6 +13,7 @@ from reward_records import records
 
 from trl_ziegler import BestOfKRewardConfig, ZieglerPPOConfig
 from trl_ziegler.experiments.arguments import StyleArguments, SummaryArguments
+from trl_ziegler.experiments.comparison import ComparisonArguments
 from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments, script_parser
 
 pytest_plugins = ("ppo_fixtures", "reward_fixtures")
@@ -104,7 +105,8 @@ def options_of(recipe: str) -> set[str]:
     own = {"reward": (RewardScriptArguments, BestOfKRewardConfig), "ppo": (PolicyScriptArguments, ZieglerPPOConfig)}
     if recipe in own:
         return {*options(script_parser(*own[recipe])), "--config"}
-    arguments = SummaryArguments if recipe in ("tldr", "cnndm") else StyleArguments
+    kinds = {"tldr": SummaryArguments, "cnndm": SummaryArguments, "experiments": ComparisonArguments}
+    arguments = kinds.get(recipe, StyleArguments)
     return {"--config", *(f"--{item.name}" for item in fields(arguments))}
 
 

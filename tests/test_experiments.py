@@ -368,8 +368,9 @@ def test_the_stages_of_each_kind_of_run(tmp_path):
 def test_every_argument_that_changes_results_belongs_to_a_stage(tmp_path):
     people = str(tmp_path / "labels.db")
     modes = [stages(None), stages(None, label_store=people), stages(None, mode="online", policy={"max_steps": 2})]
+    modes.append(stages(None, shared_trunk_labels=8))
     read = {key for mode in modes for stage in mode for key in stage.settings} - {"task_name"}
-    unread = {"output_dir", "stages", "batch_size", "cpu_threads", "report_to", "label_poll_seconds"}
+    unread = {"output_dir", "stages", "reuse_from", "batch_size", "cpu_threads", "report_to", "label_poll_seconds"}
     assert read == {item.name for item in fields(StyleArguments)} - unread
 
 

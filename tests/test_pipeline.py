@@ -92,6 +92,32 @@ def test_a_selection_runs_alone_once_its_foundations_stand(tmp_path, make_stages
         run_stages(tmp_path, make_stages(), only="four")
 
 
+def test_a_stage_that_another_run_has_finished_is_copied_as_far_as_the_settings_agree(tmp_path, make_stages, ran):
+    run_stages(tmp_path / "a" / "deep" / "first", make_stages())
+    ran.clear()
+    run_stages(tmp_path / "b" / "second", make_stages(two=5), reuse_from=tmp_path)
+    assert ran == ["two", "three"]  # "three" has the same settings, but another "two" below it
+    first, second = tmp_path / "a" / "deep" / "first", tmp_path / "b" / "second"
+    assert (second / "one" / MANIFEST).read_text() == (first / "one" / MANIFEST).read_text()
+    assert (second / "one" / "result.txt").read_text() == "one 0"
+    ran.clear()
+    run_stages(second, make_stages(), reuse_from=tmp_path)
+    assert ran == []
+    assert (second / "two" / "result.txt").read_text() == "two 0"
+    assert (second / "two.1" / "result.txt").read_text() == "two 5"
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_only_finished_stages_are_copied_and_only_where_asked(tmp_path, make_stages, ran):
+    run_stages(tmp_path / "first", make_stages())
+    (tmp_path / "first" / "one").rename(tmp_path / "first" / "one.partial")
+    ran.clear()
+    run_stages(tmp_path / "second", make_stages(), reuse_from=tmp_path / "first", only="one,two")
+    assert ran == ["one"]  # "two" rests on equal settings, whoever made "one"
+    run_stages(tmp_path / "third", make_stages())
+    assert ran == ["one", "one", "two", "three"]
+
+
 def test_files_are_written_whole(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"a": 1}, {"a": "ü"}])

@@ -16,6 +16,7 @@ import yaml
 from trl import ModelConfig
 
 from trl_ziegler.experiments.arguments import parse_recipe_arguments, section_config
+from trl_ziegler.experiments.comparison import ComparisonArguments
 from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments
 from trl_ziegler.experiments.recipe import EXPERIMENTS, run_recipe
 from trl_ziegler.experiments.simulated_labellers import SimulatedLabellersArguments
@@ -26,7 +27,7 @@ from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.reward_trainer import BestOfKRewardConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-CONFIGS = sorted(RECIPES.glob("configs/*/*.yaml"))
+CONFIGS = sorted(path for path in RECIPES.glob("configs/*/*.yaml") if path.parent.name != "experiments")
 SCRIPTS = sorted(RECIPES.glob("*.py"))
 KINDS = {task: kind for kind in EXPERIMENTS for task in kind.tasks}
 # The recipes choose the device themselves; without a GPU torch says that it cannot pin memory.
@@ -99,6 +100,7 @@ def test_help_lists_every_argument(script, monkeypatch, capsys):
         "reward": (RewardScriptArguments, BestOfKRewardConfig, ModelConfig),
         "ppo": (PolicyScriptArguments, ZieglerPPOConfig, ModelConfig),
         "simulated_labellers": (SimulatedLabellersArguments,),
+        "experiments": (ComparisonArguments,),
     }
     with pytest.raises(SystemExit) as end:
         run_script(script, ["--help"], monkeypatch)

@@ -20,11 +20,30 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
-Arguments = TypeVar("Arguments", bound="RecipeArguments")
+Arguments = TypeVar("Arguments", bound="SectionedArguments")
 
 
 @dataclass
-class RecipeArguments:
+class SectionedArguments:
+    """Arguments of which some, named in `sections`, are mappings whose keys flags may set one by one."""
+
+    sections: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.sections:
+            setattr(self, name, as_section(name, getattr(self, name)))
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section's keys and values, read from whatever form it was given in."""
+        return getattr(self, name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as written to `config.yaml`."""
+        return asdict(self)
+
+
+@dataclass
+class RecipeArguments(SectionedArguments):
     """Settings of a whole run. Without `model` and `documents` everything comes from the embedded laptop world."""
 
     sections: ClassVar[tuple[str, ...]] = ("task", "world", "sft", "reward", "policy")
@@ -39,6 +58,12 @@ class RecipeArguments:
     seed: int = field(default=1, metadata={"help": "Seed of the run: data, initial weights, sampling."})
     stages: str | None = field(
         default=None, metadata={"help": "Comma-separated stages to run; default all. Finished ones are skipped."}
+    )
+    reuse_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of other runs: a stage that one of them has finished with the same settings is copied."
+        },
     )
     mode: Literal["best_of_k", "direct", "online"] = field(
         default="best_of_k",
@@ -101,8 +126,7 @@ class RecipeArguments:
     policy: dict | str | None = field(default=None, metadata={"help": "Section: ZieglerPPOConfig."})
 
     def __post_init__(self) -> None:
-        for name in self.sections:
-            setattr(self, name, as_section(name, getattr(self, name)))
+        super().__post_init__()
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
         for name in self.counts:
@@ -144,14 +168,6 @@ class RecipeArguments:
                 "PGPASSWORD or ~/.pgpass."
             )
 
-    def section(self, name: str) -> dict[str, Any]:
-        """A section's keys and values, read from whatever form it was given in."""
-        return getattr(self, name)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as written to `config.yaml`."""
-        return asdict(self)
-
 
 @dataclass
 class StyleArguments(RecipeArguments):
@@ -176,9 +192,25 @@ class StyleArguments(RecipeArguments):
     frontier_samples: int = field(
         default=1024, metadata={"help": "Responses per frontier query; at least 20 * exp(KL) are needed."}
     )
+    shared_trunk_labels: int = field(
+        default=0,
+        metadata={
+            "help": "Labels an optimiser step for a reward head on the policy's own trunk, which PPO then optimises; "
+            "0 keeps reward model and policy apart, as the paper does (section 4.2)."
+        },
+    )
+    shared_trunk_coef: float = field(default=1.0, metadata={"help": "Weight of their loss beside PPO's."})
     classifier: dict | str | None = field(
         default=None, metadata={"help": "Section: TrainingArguments of the sentiment classifier."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shared_trunk_labels and self.mode != "best_of_k":
+            raise ValueError(
+                f"`shared_trunk_labels` is {self.shared_trunk_labels} with `mode` '{self.mode}'; a shared network has "
+                "its labels before PPO, mode 'best_of_k'."
+            )
 
 
 SUMMARIZERS = ("supervised", "zero_shot")

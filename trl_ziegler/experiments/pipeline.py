@@ -45,8 +45,13 @@ class Stage:
     settings: dict[str, Any]
 
 
-def run_stages(run_dir: Path, stages: Sequence[Stage], only: str | None = None) -> None:
+def run_stages(
+    run_dir: Path, stages: Sequence[Stage], only: str | None = None, reuse_from: str | Path | None = None
+) -> None:
     """Run `stages` in order in `run_dir`; `only` is a comma-separated selection.
+
+    Where a run directory below the folder `reuse_from` has a stage complete with the same settings, that and all it
+    was made from, a copy takes the place of running it.
 
     Raises `ValueError` for an unknown stage, or when a selected stage needs an earlier one that is not complete.
     """
@@ -60,7 +65,11 @@ def run_stages(run_dir: Path, stages: Sequence[Stage], only: str | None = None) 
         fingerprint = hash_of({"settings": stage.settings, "upstream": upstream})
         done = is_complete(run_dir / stage.name, fingerprint)
         if stage.name in selected and not done:
-            _run_stage(run_dir, stage, fingerprint)
+            twin = find_twin(reuse_from, stage.name, fingerprint)
+            if twin is None:
+                _run_stage(run_dir, stage, fingerprint)
+            else:
+                _copy_stage(run_dir, stage.name, twin)
         elif stage.name not in selected and not done and names.index(stage.name) < max(map(names.index, selected)):
             raise ValueError(
                 f"Stage '{stage.name}' is not complete with these settings, and '{selected[-1]}' builds on it; run it "
@@ -73,10 +82,7 @@ def _run_stage(run_dir: Path, stage: Stage, fingerprint: str) -> None:
     state = PartialState()
     folder, partial = run_dir / stage.name, run_dir / f"{stage.name}.partial"
     if state.is_main_process:
-        if folder.exists():
-            aside = free_name(folder)
-            logger.warning(f"{folder} was made with other settings; it is kept as {aside.name}.")
-            os.replace(folder, aside)
+        move_aside(folder)
         prepare_partial(partial, fingerprint)
     state.wait_for_everyone()
     state.print(f"[{stage.name}]")
@@ -94,6 +100,35 @@ def _run_stage(run_dir: Path, stage: Stage, fingerprint: str) -> None:
         write_json(partial / MANIFEST, manifest)
         os.replace(partial, folder)
     state.wait_for_everyone()
+
+
+def _copy_stage(run_dir: Path, name: str, twin: Path) -> None:
+    state = PartialState()
+    folder, partial = run_dir / name, run_dir / f"{name}.partial"
+    if state.is_main_process:
+        move_aside(folder)
+        if partial.exists():
+            shutil.rmtree(partial)
+        shutil.copytree(twin, partial)
+        os.replace(partial, folder)
+    state.wait_for_everyone()
+    state.print(f"[{name}] as in {twin.parent}")
+
+
+def find_twin(reuse_from: str | Path | None, name: str, fingerprint: str) -> Path | None:
+    """The first folder `name` at any depth below `reuse_from` that is the finished artifact of these settings."""
+    if reuse_from is None:
+        return None
+    folders = (manifest.parent for manifest in sorted(Path(reuse_from).rglob(f"{name}/{MANIFEST}")))
+    return next((folder for folder in folders if is_complete(folder, fingerprint)), None)
+
+
+def move_aside(folder: Path) -> None:
+    """Free the name of an artifact that was made with other settings, if there is one."""
+    if folder.exists():
+        aside = free_name(folder)
+        logger.warning(f"{folder} was made with other settings; it is kept as {aside.name}.")
+        os.replace(folder, aside)
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:

@@ -43,7 +43,7 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
     stages = experiment.stages()
     stopped = None
     try:
-        run_stages(run_dir, stages, args.stages)
+        run_stages(run_dir, stages, args.stages, args.reuse_from)
     except LabellingStopped as stop:
         stopped = f"A labeller stopped this run: {stop} The same command goes on from here."
     report = run_dir / "report.html"

@@ -14,11 +14,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from .report_alarms import find_alarms
 from .report_online import (
@@ -80,19 +79,19 @@ def write_report(run_dir: str | Path) -> Path:
     page, plots = _render_page(run)
     (run / "plots").mkdir(exist_ok=True)
     for plot in plots:
-        _write_in_one_piece(run / "plots" / f"{plot.name}.png", plot.png)
-    _write_in_one_piece(run / "report.html", page.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
+        write_in_one_piece(run / "plots" / f"{plot.name}.png", plot.png)
+    write_in_one_piece(run / "report.html", page.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
     return run / "report.html"
 
 
 def _render_page(run: Path) -> tuple[str, list[Plot]]:
-    metrics = _read_json(run / "metrics.json") or {}
+    metrics = read_json(run / "metrics.json") or {}
     policy = run / ("policy" if (run / "policy").is_dir() else "policy.partial")
-    policy_log = _read_json(policy / "log_history.json") or []
+    policy_log = read_json(policy / "log_history.json") or []
     collection = read_collection(policy / COLLECTION)
-    reward_log = _read_json(run / "reward" / "log_history.json") or (collection.reward_log if collection else [])
+    reward_log = read_json(run / "reward" / "log_history.json") or (collection.reward_log if collection else [])
     chance = metrics.get("reward_model", {}).get("chance")
-    frontier = _read_json(run / "evaluate" / "frontier.json")
+    frontier = read_json(run / "evaluate" / "frontier.json")
     sections = {
         "policy": [*policy_plots(policy_log, metrics.get("kl_target")), *training_plots(policy_log)],
         "frontier": [frontier_plot(frontier, _frontier_headline(metrics))] if frontier else [],
@@ -101,7 +100,7 @@ def _render_page(run: Path) -> tuple[str, list[Plot]]:
         "summaries": copying_plots(metrics.get("copying", {})),
     }
     config = run / "config.yaml"
-    page = _template().render(
+    page = page_template("report.html.jinja").render(
         run=run.resolve().name,
         metrics=metrics,
         headline=headline_figures(metrics),
@@ -122,15 +121,21 @@ def copying_plots(copying: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
     return [copy_positions_plot(whole), copied_share_plot(whole)] if whole else []
 
 
-def _template():
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def page_template(name: str) -> Template:
+    """A page's template of this folder, with the filters that write numbers; everything it is given is escaped."""
+    environment = Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {
         "number": number,
         "duration": duration,
         "base64": lambda png: base64.b64encode(png).decode("ascii"),
     }
-    source = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)
 
 
 def _frontier_headline(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -266,7 +271,8 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A file's content, None without a file; `ValueError` names one that is not valid JSON."""
     return _parse(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
 
 
@@ -277,7 +283,7 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not valid JSON ({error}): delete it and run its stage again.") from error
 
 
-def _write_in_one_piece(path: Path, content: bytes) -> None:
+def write_in_one_piece(path: Path, content: bytes) -> None:
     """Write beside the file and move over it, so that a reader or a killed run never sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(content)

@@ -34,6 +34,7 @@ from .generation import Generator, collect_candidates
 from .labelling import label_all
 from .online import finish_collection, last_reward, start_collection
 from .pipeline import Stage, read_jsonl, write_json
+from .shared_trunk import train_shared_policy
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
 from .worlds import make_world
 
@@ -76,7 +77,7 @@ class StyleExperiment(Experiment[StyleArguments]):
             ),
             "label": ("label_error_rate", *self.people, "seed"),
             "reward": ("reward", "num_eval_labels", "seed"),
-            "policy": ("policy", "task", "seed", "mode", *self.online),
+            "policy": ("policy", "task", "seed", "mode", *self.online, *self.shared),
             "evaluate": ("frontier_queries", "frontier_samples", "task", "seed"),
         }
         left_out = {"reward"} if self.args.mode == "online" else set()
@@ -89,6 +90,11 @@ class StyleExperiment(Experiment[StyleArguments]):
             for name, read in keys.items()
             if name not in left_out
         ]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """What the stage `policy` depends on where its trunk is the reward model's too."""
+        return ("shared_trunk_labels", "shared_trunk_coef") if self.args.shared_trunk_labels else ()
 
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
@@ -185,6 +191,9 @@ class StyleExperiment(Experiment[StyleArguments]):
         config = self.trainer_config("policy", folder)
         queries = read_jsonl(self.run_dir / "collect" / "train_queries.jsonl")
         collection = None
+        if self.args.shared_trunk_labels:
+            self._shared_policy(folder, config, queries[: self.args.num_policy_queries])
+            return
         if self.args.mode == "online":
             rest = queries[self.args.num_eval_labels :]
             collection, reward = start_collection(self, folder, config, self.start_path(), rest)
@@ -203,6 +212,23 @@ class StyleExperiment(Experiment[StyleArguments]):
         )
         if collection is not None:
             finish_collection(folder, collection)
+
+    def _shared_policy(self, folder: Path, config: ZieglerPPOConfig, queries: list[dict[str, Any]]) -> None:
+        """PPO on a reward head of the policy's own trunk."""
+        train_shared_policy(
+            folder,
+            config,
+            self.trainer_config("reward", folder),
+            self.start_path(),
+            queries,
+            self.judge(),
+            self.task,
+            read_jsonl(self.run_dir / "label" / "labels.jsonl"),
+            read_jsonl(self.run_dir / "collect" / "normalization.jsonl"),
+            held_out=self.args.num_eval_labels,
+            labels_per_step=self.args.shared_trunk_labels,
+            label_coef=self.args.shared_trunk_coef,
+        )
 
     def evaluate(self, folder: Path) -> None:
         """Win rate, KL, samples and the reward-KL frontier on held-out queries."""
