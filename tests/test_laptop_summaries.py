@@ -47,9 +47,9 @@ PINNED = {
         "The dinner was cancelled by my aunt. Daniel is married now to my aunt. Forty dollars were won by my aunt.",
     ),
     "news": (
-        "The police fired eighty workers before the summer. Last year it was not eighty. The police sued the author."
-        "\nThe author did not reply. Hundreds of people came to watch.\nThe final decision rests with the voters.",
-        "The police fired eighty workers before the summer.\nThe author was sued by the police.",
+        "The police fired eighty workers before the summer. Last year it was not eighty. The police sued Lewis."
+        "\nLewis did not reply. Hundreds of people came to watch.\nThe final decision rests with the voters.",
+        "The police fired eighty workers before the summer.\nLewis was sued by the police.",
     ),
 }
 
@@ -223,7 +223,7 @@ class TestFactsIn:
             ("My aunt hurt an arm.", {Fact("aunt", "hurt", "arm")}),
             ("Anna married Hugo.", {Fact("Anna", "married", "Hugo")}),
             ("Hugo was left by Ben.", {Fact("Ben", "left", "Hugo")}),
-            ("The actor was sued by the bank.", {Fact("bank", "sued", "actor")}),
+            ("Adams was sued by the bank.", {Fact("bank", "sued", "Adams")}),
             ("In the morning, the bank opened an office in Paris on Friday.", {Fact("bank", "office", "Paris")}),
             ("Anna bought a car.\nShe was happy.\nAnna moved to Rome!", {ANNA_CAR, ANNA_ROME}),
         ],
@@ -239,7 +239,7 @@ class TestFactsIn:
             "bought a car.",  # by whom?
             "She bought a car.",
             "My Anna bought a car.",
-            "My bank opened a park.",
+            "My bank opened new parks.",
             "A sister bought a car.",
             "Anna bought bought a car.",
             "Anna bought a.",

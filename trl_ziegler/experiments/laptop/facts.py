@@ -31,10 +31,10 @@ OBJECTS = {
     "secrets": "money debt letter accident test plan".split(),
     "numbers": "ten twenty thirty forty fifty sixty seventy eighty".split(),
     "partners": "Robert Daniel Frank Oliver Hugo Simone Martha Rosa".split(),
-    "works": "bridge stadium tower park tunnel station road market".split(),
+    "works": "bridges stadiums towers parks tunnels stations roads markets".split(),
     "goods": "milk bread toys shoes trucks candles knives apples".split(),
-    "shows": "festival election match parade strike race fair auction".split(),
-    "rivals": "farmer doctor actor author dancer student sailor builder".split(),
+    "shows": "festivals elections matches parades strikes races fairs auctions".split(),
+    "rivals": "Adams Carter Evans Lewis Moore Nelson Parker Turner".split(),
 }
 POST_RELATIONS = """
 bought | things | bought a {o}; spent a lot of money on a {o} | got a new {o}; a new {o} for {s}
@@ -59,9 +59,9 @@ married | partners | married {o}; said yes to {o} | is married to {o}; {o} is ma
 left | partners | broke up with {o}; left {o} for good | is no longer with {o}; {o} was left by {s}
 """
 NEWS_RELATIONS = """
-opened | works | opened a {o}; cut the ribbon of a {o} | has a new {o}; a new {o} was opened by {s}
-closed | works | closed a {o}; shut the gates of a {o} | gave up a {o}; a {o} was closed by {s}
-planned | works | wants to build a {o}; showed plans for a {o} | plans a {o}; a {o} is planned by {s}
+opened | works | opened new {o}; built {o} for everybody | has new {o}; new {o} opened by {s}
+closed | works | closed {o}; locked the gates of {o} | gave up {o}; {o} closed by {s}
+planned | works | wants to build {o}; showed plans for {o} | plans {o}; {o} planned by {s}
 banned | goods | banned {o}; stopped the sale of {o} | forbids {o}; {o} banned by {s}
 raised | goods | raised the price of {o}; asked for more money for {o} | made {o} dear; {o} cost more because of {s}
 hired | numbers | hired {o} workers; found work for {o} people | has {o} new workers; {o} workers hired by {s}
@@ -69,10 +69,10 @@ fired | numbers | fired {o} workers; sent {o} people home | cut {o} jobs; {o} wo
 wasted | numbers | lost {o} million dollars; wasted {o} millions | is {o} million poorer; {o} million gone for {s}
 office | cities | opened an office in {o}; sent a team to {o} | is in {o} now; {o} is a new home for {s}
 deal | cities | signed a deal with {o}; shook hands with {o} | works with {o}; {o} deal for {s}
-sued | rivals | sued the {o}; took the {o} to trial | is at law with the {o}; the {o} was sued by {s}
-praised | rivals | praised the {o}; thanked the {o} in public | likes the {o}; the {o} was praised by {s}
-cancelled | shows | cancelled the {o}; called off the {o} | stopped the {o}; the {o} was cancelled by {s}
-delayed | shows | delayed the {o}; put off the {o} for a year | the {o} must wait for {s}; holds the {o} later
+sued | rivals | sued {o}; took {o} to trial | is at law with {o}; {o} was sued by {s}
+praised | rivals | praised {o}; thanked {o} in public | likes {o}; {o} was praised by {s}
+cancelled | shows | cancelled {o}; called off {o} | stopped {o}; {o} cancelled by {s}
+delayed | shows | delayed {o}; put off {o} for a year | {o} must wait for {s}; holds {o} later
 """
 POST_OPENERS = """
 so
@@ -121,12 +121,12 @@ numbers | to us {o} dollars is a lot; I could use {o} dollars too
 partners | I never trusted {o}; {o} was a good friend of mine
 """
 NEWS_REMARKS = """
-works | many people have strong views on the {o}; the {o} is near the river
+works | many people have strong views on {o}; most {o} are near the river
 goods | shops are full of {o}; families buy a lot of {o}
 numbers | the number {o} came as a surprise; last year it was not {o}
 cities | {o} is an important partner; experts had warned about {o}
-rivals | the {o} did not reply; a lawyer of the {o} was surprised
-shows | tickets for the {o} were sold out; the {o} is held every year
+rivals | {o} did not reply; a lawyer of {o} was surprised
+shows | tickets for {o} were sold out; {o} are held every year
 """
 POST_ASKS = """
 What should I do?
