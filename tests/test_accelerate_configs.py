@@ -11,6 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from sharded_ppo import FSDP
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes" / "accelerate"
@@ -67,6 +68,7 @@ def test_fsdp_is_set_up_as_written(monkeypatch):
     args = validated("fsdp", "--main_process_port", "29588")
     for name, value in prepare_multi_gpu_env(args).items():
         monkeypatch.setenv(name, value)
+    assert {name: os.environ[name] for name in FSDP} == FSDP  # what the tests of PPO in shards are launched with
     plugin = FullyShardedDataParallelPlugin()
     assert os.environ["ACCELERATE_USE_FSDP"] == "true" and args.mixed_precision == "bf16"
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward

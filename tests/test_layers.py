@@ -27,6 +27,7 @@ LAYERS = {
         "optim",
         "prefix_sharing",
         "presets",
+        "sharding",
         "tasks",
     },
     "parts": {
@@ -49,6 +50,7 @@ LAYERS = {
         "ppo_config",
         "ppo_evaluation",
         "ppo_loop",
+        "ppo_sharding",
         "ppo_statistics",
         "ppo_trainer",
         "pretraining_data",

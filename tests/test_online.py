@@ -280,6 +280,13 @@ class TestBadSetups:
         ):
             collection.attach(other)
 
+    def test_a_policy_in_shards_is_refused(self, folder):
+        collection = begin(folder, Simulated())
+        trainer = trainer_of(folder, collection)
+        trainer.is_fsdp_enabled = True
+        with pytest.raises(ValueError, match="FSDP is on, but one process alone samples"):
+            collection.attach(trainer)
+
     def test_a_schedule_for_another_run_is_refused(self, folder):
         with pytest.raises(ValueError, match=r"`episodes` of the schedule is 24.*5 updates of 4 episodes; give 20"):
             trainer_of(folder, begin(folder, Simulated()), total_episodes=20)

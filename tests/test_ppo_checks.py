@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
@@ -169,14 +170,16 @@ def test_a_stop_token_that_never_comes_is_warned_of(caplog):
     assert "Only 9% of the responses of a rollout hold the token that ends them" in caplog.text
 
 
-@pytest.mark.parametrize(("flag", "name"), [("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed")])
-def test_a_launch_that_shards_the_model_is_refused(make_ppo, monkeypatch, flag, name):
+@pytest.mark.parametrize(("name", "message"), [("fsdp", "`fsdp_version` is 1"), ("deepspeed", "DeepSpeed is on, but")])
+def test_the_trainer_looks_at_the_launch(make_ppo, monkeypatch, name, message):
     create = Trainer.create_accelerator_and_postprocess
 
     def as_launched(trainer):
         create(trainer)
-        setattr(trainer, flag, True)
+        setattr(trainer, f"is_{name}_enabled", True)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=1) if name == "fsdp" else None
+        monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", plugin, raising=False)
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", as_launched)
-    with pytest.raises(ValueError, match=f"{name} is on, but PPO samples from the whole policy"):
+    with pytest.raises(ValueError, match=message):
         make_ppo()

@@ -114,6 +114,24 @@ def test_stopping_early_leaves_the_tokens_before_the_stop_unchanged(make_causal_
         assert not early.logprobs[row, end:].any()
 
 
+def test_passes_made_for_other_processes_change_nothing(make_causal_lm, context, monkeypatch):
+    model = ActorCritic(make_causal_lm()).eval()
+    plain, steps = model.step, []
+    monkeypatch.setattr(model, "step", lambda *args: steps.append(args) or plain(*args))
+    ids, mask = (tensor[:1] for tensor in context)
+    rule = {"response_length": 12, "temperature": 1.0}
+    rule["stop_token_id"] = int(sample(model, ids, mask, generator=seeded(), **rule).responses[0, 1])
+    asked, outputs, states = [], [], []
+    for others in (lambda here: here, lambda here: asked.append(here) or len(asked) < 9):
+        generator = seeded()
+        steps.clear()
+        outputs.append(sample(model, ids, mask, generator=generator, any_process=others, **rule))
+        states.append(generator.get_state())
+    assert len(steps) == 9 and asked[0] and not asked[-1]
+    assert all(torch.equal(alone, together) for alone, together in zip(*outputs, strict=True))
+    assert torch.equal(*states)  # the next responses do not depend on the others either
+
+
 def test_values_are_read_before_each_token(make_causal_lm, context):
     model = ActorCritic(make_causal_lm()).eval()
     torch.nn.init.normal_(model.value_head.weight)

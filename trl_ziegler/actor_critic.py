@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import is_peft_model
 from peft import get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .prefix_sharing import additive_mask, behind_contexts
 from .reward_model import as_reward_model, load_reward_model, restore_reward_head, save_reward_head
+from .sharding import has_parts, in_parts_like, tied_as_in
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_MODEL_FOLDER = "value_model"
@@ -43,6 +44,9 @@ class ActorCritic(nn.Module):
         value_model: A sequence-classification model with one label whose head is called `score`, or `None`.
     """
 
+    FORWARD_METHODS = ("step", "policy_logits", "network_values")
+    """What runs the networks besides `forward`."""
+
     def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel | None = None) -> None:
         super().__init__()
         self.policy = policy
@@ -67,6 +71,12 @@ class ActorCritic(nn.Module):
         return self.policy.config
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """The blocks of both networks, where FSDP cuts; the name is transformers'."""
+        networks = filter(None, (self.policy, self.value_model))
+        return sorted({name for network in networks for name in network._no_split_modules or ()})
+
+    @property
     def device(self) -> torch.device:
         """Where the policy lives."""
         return next(self.policy.parameters()).device
@@ -87,6 +97,14 @@ class ActorCritic(nn.Module):
         out = self._run(inputs, keep)
         shape = (len(input_ids) * samples, response_length)
         return out._replace(logits=out.logits.view(*shape, -1), values=out.values.view(shape))
+
+    def policy_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
+    ) -> torch.Tensor:
+        """The logits `[B K, T, V]` of `forward` alone; args as there."""
+        logits = response_logits(self.policy, input_ids, attention_mask, response_length, samples)
+        self._trunk_output = None  # kept by the head's hook, and nobody will ask for the values
+        return logits
 
     def network_values(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
@@ -148,15 +166,28 @@ class ActorCritic(nn.Module):
         """Tag the policy for its model card."""
         self.policy.add_model_tags(tags)
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` and `ActorCritic.from_pretrained` both read."""
-        self.policy.save_pretrained(save_directory)
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` and `ActorCritic.from_pretrained` both read.
+
+        Args:
+            save_directory: The folder.
+            state_dict: This module's, where its parameters are in shards and had to be gathered.
+        """
+        gathered = None if state_dict is None else tied_as_in(self, state_dict)
+
+        def part(name: str) -> dict[str, torch.Tensor] | None:
+            return None if gathered is None else _below(f"{name}.", gathered)
+
+        self.policy.save_pretrained(save_directory, state_dict=part("policy"))
         if self.value_model is not None:
-            folder = Path(save_directory, VALUE_MODEL_FOLDER)
-            self.value_model.save_pretrained(folder)
-            save_reward_head(self.value_model, folder)
+            folder, state = Path(save_directory, VALUE_MODEL_FOLDER), part("value_model")
+            self.value_model.save_pretrained(folder, state_dict=state)
+            save_reward_head(self.value_model, folder, state_dict=state)
         else:
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.value_head.state_dict().items()}
+            head = part("value_head") or self.value_head.state_dict()
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
             save_file(state, Path(save_directory, VALUE_HEAD_FILE))
 
     @classmethod
@@ -183,13 +214,17 @@ class ActorCritic(nn.Module):
         return model
 
     def load_checkpoint(self, path: str | os.PathLike) -> None:
-        """Overwrite the weights of this module, adapters included, with those `save_pretrained` wrote."""
+        """Overwrite the weights of this module, adapters included, with those `save_pretrained` wrote.
+
+        Where they are in shards, all processes must call this.
+        """
         _load_weights(self.policy, path)
         if self.value_model is not None:
             _load_weights(self.value_model, Path(path, VALUE_MODEL_FOLDER))
             restore_reward_head(self.value_model, Path(path, VALUE_MODEL_FOLDER))
         else:
-            self.value_head.load_state_dict(load_file(Path(path, VALUE_HEAD_FILE)))
+            head = load_file(Path(path, VALUE_HEAD_FILE))
+            self.value_head.load_state_dict(in_parts_like(head, self.value_head.state_dict()))
 
 
 def value_network(reward_model: PreTrainedModel, policy: PreTrainedModel) -> PreTrainedModel:
@@ -255,7 +290,15 @@ def as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str
 
 def _load_weights(model: PreTrainedModel, path: str | os.PathLike) -> None:
     if is_peft_model(model):
-        set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+        adapter = load_peft_weights(str(path), device="cpu")
+        if has_parts(model):
+            adapter = in_parts_like(adapter, get_peft_model_state_dict(model))
+        set_peft_model_state_dict(model, adapter)
         return
-    loaded = type(model).from_pretrained(path)
-    model.load_state_dict(loaded.state_dict())
+    loaded = type(model).from_pretrained(path).state_dict()
+    model.load_state_dict(in_parts_like(loaded, model.state_dict()))
+
+
+def _below(prefix: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries whose names begin with `prefix`, which is cut off."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}

@@ -141,9 +141,14 @@ class OnlineCollection(TrainerCallback):
         """Collect at the updates of `trainer`, which was made with the model that `begin` returned.
 
         Raises:
-            ValueError: another reward model, another task, or a schedule for another number of episodes.
+            ValueError: another reward model, another task, a schedule for another number of episodes, or FSDP.
         """
         plan = trainer.plan
+        if trainer.is_fsdp_enabled:
+            raise ValueError(
+                "FSDP is on, but one process alone samples the candidates of a collection, from the whole policy; "
+                "launch with DDP (recipes/accelerate/ddp.yaml)."
+            )
         if self._reward is None or not any(function is self._reward for function in trainer.reward.functions):
             raise ValueError("The trainer's `reward_model` is not what `begin` returned; make the trainer with that.")
         if trainer.task != self.maker.task:
@@ -332,8 +337,8 @@ class OnlineCollection(TrainerCallback):
         if self._reference is not None:
             yield self._reference
             return
-        with evaluating(self._ppo.model), self._ppo.accelerator.autocast(), self._ppo._reference() as model:
-            yield model
+        with evaluating(self._ppo.model), self._ppo.accelerator.autocast(), self._ppo._reference() as reference:
+            yield reference.policy
 
     def _win_rate(self) -> float | None:
         labels = self.files.labels

@@ -25,19 +25,25 @@ GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
 STREAM_FILE = "pretraining_stream_{rank}.json"
 
 
-def save_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int) -> None:
-    """Write beta and the number of processes; the main process's part."""
-    state = {"kl_controller": controller.state_dict(), "world_size": world_size}
+def save_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int, sharded: bool) -> None:
+    """Write beta, the number of processes, and whether they share one model; the main process's part."""
+    state = {"kl_controller": controller.state_dict(), "world_size": world_size, "sharded": sharded}
     write_text(Path(folder, STATE_FILE), json.dumps(state))
 
 
-def load_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int) -> None:
-    """Restore beta; `ValueError` where another number of processes wrote the checkpoint."""
+def load_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int, sharded: bool) -> None:
+    """Restore beta; `ValueError` where another number of processes, or a launch of another kind, wrote it."""
     state = json.loads(Path(folder, STATE_FILE).read_text())
     if state["world_size"] != world_size:
         raise ValueError(
             f"{folder} was written by {state['world_size']} processes, this run has {world_size}; each has random "
             "states of its own, so resume with as many."
+        )
+    if state.get("sharded", False) != sharded:
+        raise ValueError(
+            f"{folder} was written {'with' if not sharded else 'without'} FSDP, whose optimiser state is another, and "
+            f"this run is {'with' if sharded else 'without'} it; resume with the same launch file, or start a new run "
+            "from the policy in that folder."
         )
     controller.load_state_dict(state["kl_controller"])
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import FullyShardedDataParallelPlugin, is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from .ppo_config import ZieglerPPOConfig
 from .reward_model import is_normalized
 from .reward_wrapper import function_name
 from .rollout import Rollout
+from .sharding import local_part
 from .tasks import BoundTask, Task
 
 logger = get_logger(__name__)
@@ -181,17 +182,34 @@ def check_stop_token(task: BoundTask, policy: PreTrainedModel) -> None:
         )
 
 
-def check_whole_model(fsdp: bool, deepspeed: bool) -> None:
-    """Refuse a launch that shards the model, or that makes an optimiser step within the backward pass.
+def check_sharding(model: torch.nn.Module, fsdp: FullyShardedDataParallelPlugin | None, deepspeed: bool) -> None:
+    """Refuse a launch that shards the model in a way in which it cannot be sampled, looked at or loaded.
 
-    Responses are sampled with the unwrapped policy, which would be a shard, and gradients are looked at before a step.
+    DeepSpeed makes its optimiser step within the backward pass, before which nobody can look at the gradients.
     """
-    for name, enabled in (("FSDP", fsdp), ("DeepSpeed", deepspeed)):
-        if enabled:
-            raise ValueError(
-                f"{name} is on, but PPO samples from the whole policy and looks at gradients before each step; launch "
-                "with DDP (recipes/accelerate/ddp.yaml), and give a `peft_config` where memory is short."
-            )
+    if deepspeed:
+        raise ValueError(
+            "DeepSpeed is on, but PPO looks at gradients before each step, which DeepSpeed makes within the backward "
+            "pass; launch with FSDP 2 (recipes/accelerate/fsdp.yaml) or DDP (recipes/accelerate/ddp.yaml)."
+        )
+    if fsdp is None:
+        return
+    if fsdp.fsdp_version != 2:
+        raise ValueError(
+            f"`fsdp_version` is {fsdp.fsdp_version}, which puts parts of several parameters into one; PPO needs 2, as "
+            "in recipes/accelerate/fsdp.yaml."
+        )
+    if fsdp.cpu_ram_efficient_loading:
+        raise ValueError(
+            "`fsdp_cpu_ram_efficient_loading` is on, with which only one process loads what others read, but the "
+            "reference and the reward models are whole on each; set it to false."
+        )
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
+    if fsdp.mixed_precision_policy is None and len(dtypes) > 1:
+        raise ValueError(
+            f"Policy and value function train parameters in {' and '.join(dtypes)}, which FSDP does not put together; "
+            "load the policy in float32, with `bf16` to compute in bfloat16."
+        )
 
 
 def check_sign_of_reward(shape: Any, scored: Any, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> None:
@@ -240,8 +258,11 @@ def first_non_finite_row(mask: torch.Tensor, *tensors: torch.Tensor) -> int | No
 
 
 def non_finite_gradients(model: torch.nn.Module) -> list[str]:
-    """Names of the parameters whose gradient holds a NaN or an infinity."""
-    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    """Names of the parameters whose gradient, or this process's part of it, holds a NaN or an infinity.
+
+    Processes are not asked: a norm of shards would be agreed upon with a message for each parameter.
+    """
+    named = [(name, local_part(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
     if not named or all(norm.isfinite() for norm in torch._foreach_norm([grad for _, grad in named])):
         return []
     return [name for name, grad in named if not grad.isfinite().all()]

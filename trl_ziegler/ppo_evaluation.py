@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from .actor_critic import ActorCriticOutput, as_read
+from .actor_critic import ActorCritic, ActorCriticOutput, as_read, response_logits
+from .ppo_sharding import PolicyInShards
 from .ppo_statistics import rollout_statistics
 from .queries import extra_columns, prepare_queries, raw_queries, trimmed
 from .reward_wrapper import KLEntropyReward, Scored, ShapedRewards
@@ -31,15 +32,21 @@ TABLE_ROWS = 5
 
 
 class ReferenceStep:
-    """The reference as `sample` reads a policy: a `step` whose values are 0."""
+    """A model without a value function as an [`ActorCritic`] that is sampled or read: its values are 0."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.config = model, model.config
+    def __init__(self, policy: PreTrainedModel) -> None:
+        self.policy, self.config = policy, policy.config
 
     def step(self, inputs: dict[str, torch.Tensor], keep: int, cache: Any = None) -> ActorCriticOutput:
         """As [`ActorCritic.step`], with values of 0."""
-        out = self.model(**as_read(self.model, inputs), logits_to_keep=keep, use_cache=True, past_key_values=cache)
+        out = self.policy(**as_read(self.policy, inputs), logits_to_keep=keep, use_cache=True, past_key_values=cache)
         return ActorCriticOutput(out.logits, torch.zeros_like(out.logits[..., 0]), out.past_key_values)
+
+    def policy_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
+    ) -> torch.Tensor:
+        """As [`ActorCritic.policy_logits`]."""
+        return response_logits(self.policy, input_ids, attention_mask, response_length, samples)
 
 
 @contextlib.contextmanager
@@ -58,7 +65,7 @@ def wins(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return ((ours > theirs).float() + (ours >= theirs).float()) / 2
 
 
-class SampledEvaluation(Trainer):
+class SampledEvaluation(PolicyInShards):
     """The part of `ZieglerPPOTrainer` that looks at held-out prompts.
 
     Expects the attributes `task`, `reward`, `_query_options` and the methods `_respond`, `_reference`, `_chunks`.
@@ -73,7 +80,7 @@ class SampledEvaluation(Trainer):
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
         raise NotImplementedError
 
-    def _reference(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
+    def _reference(self) -> contextlib.AbstractContextManager[ReferenceStep | ActorCritic]:
         raise NotImplementedError
 
     def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -129,9 +136,15 @@ class SampledEvaluation(Trainer):
 
     def _score_reference(self, batch: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
         parts = []
-        with evaluating(self.model), self.accelerator.autocast(), self._reference() as reference:
+        with evaluating(self.model), self._autocast(), self._reference() as reference:
             for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
-                part = sample(ReferenceStep(reference), *trimmed(ids, mask), generator=generator, **self.task.sampling)
+                part = sample(
+                    reference,
+                    *trimmed(ids, mask),
+                    generator=generator,
+                    any_process=self._any_process,
+                    **self.task.sampling,
+                )
                 parts.append(part.responses)
         return self.reward.score(raw_queries(self.task, batch), torch.cat(parts), extra_columns(batch)).scores
 

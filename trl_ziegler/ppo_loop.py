@@ -127,8 +127,8 @@ class UpdateLoop(SampledEvaluation):
         """This micro-batch's part of the language model's mean loss on pretraining text (InstructGPT, equation 2)."""
         ids = next(stream).to(self.args.device)
         # The bare policy is outside the autocast of the wrapped module; its gradients still meet in one backward pass.
-        with self.accelerator.autocast():
-            loss = pretraining_loss(self.accelerator.unwrap_model(self.model), ids)
+        with self._autocast():
+            loss = pretraining_loss(self._actor_critic, ids)
         if not loss.isfinite():
             raise FloatingPointError(
                 f"The loss on pretraining text is not finite in a batch that begins with "
@@ -152,13 +152,16 @@ class UpdateLoop(SampledEvaluation):
         self._step_batches.clear()
 
     def _require_finite_gradients(self) -> None:
-        names = non_finite_gradients(self.model)
+        names = self._names_of_all(non_finite_gradients(self.model))
         if not names:
             return
-        for batch in self._step_batches:
-            for row in range(len(batch.rollout)):
-                if not self._gradient_is_finite(batch.episode(row)):
-                    raise_non_finite("gradient", self.processing_class, self.task, batch.rollout, row)
+        self._keep_gradients_local()
+        # To the last, as every process has to make the passes of shards.
+        rows = [(batch, row) for batch in self._step_batches for row in range(len(batch.rollout))]
+        culprits = [(batch, row) for batch, row in rows if not self._gradient_is_finite(batch.episode(row))]
+        if culprits:
+            batch, row = culprits[0]
+            raise_non_finite("gradient", self.processing_class, self.task, batch.rollout, row)
         raise FloatingPointError(
             f"The gradient of {names[0]} is not finite, though that of every single response of this process is; the "
             "run stops before the weights change."
@@ -246,7 +249,7 @@ class UpdateLoop(SampledEvaluation):
         if not self.args.should_save:
             return
         with written_whole(output_dir or self.args.output_dir) as folder:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
             self.processing_class.save_pretrained(folder)
             (folder / "training_args.json").write_text(self.args.to_json_string())
 
@@ -257,7 +260,7 @@ class UpdateLoop(SampledEvaluation):
             save_stream(output_dir, self._pretraining.state_dict(), self.args.process_index)
         save_generators(output_dir, self._generators, self.args.process_index)
         if self.args.should_save:
-            save_ppo_state(output_dir, self.kl_controller, self.args.world_size)
+            save_ppo_state(output_dir, self.kl_controller, self.args.world_size, self.is_fsdp_enabled)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -267,7 +270,7 @@ class UpdateLoop(SampledEvaluation):
                 self._pretraining.load_state_dict(load_stream(checkpoint, self.args.process_index))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_ppo_state(resume_from_checkpoint, self.kl_controller, self.args.world_size)
+        load_ppo_state(resume_from_checkpoint, self.kl_controller, self.args.world_size, self.is_fsdp_enabled)
         self.accelerator.unwrap_model(self.model).load_checkpoint(resume_from_checkpoint)
         self._start_unchecked = False  # the policy has moved away from the reference
 

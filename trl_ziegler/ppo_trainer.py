@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
-from .actor_critic import ActorCritic, response_logits, value_network
+from .actor_critic import ActorCritic, value_network
 from .fast_layers import use_fast_layers
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
@@ -31,10 +31,10 @@ from .optim import TFAdam
 from .ppo_checks import (
     build_task,
     check_setup,
+    check_sharding,
     check_sign_of_reward,
     check_start,
     check_stop_token,
-    check_whole_model,
     first_non_finite_row,
     list_of,
     non_finite_gradients,
@@ -43,7 +43,7 @@ from .ppo_checks import (
     warn_of_unnormalized,
 )
 from .ppo_config import ZieglerPPOConfig
-from .ppo_evaluation import evaluating
+from .ppo_evaluation import ReferenceStep, evaluating
 from .ppo_loop import UpdateLoop
 from .ppo_statistics import loss_statistics, rollout_statistics
 from .prefix_sharing import check_prefix_sharing
@@ -59,6 +59,7 @@ from .queries import (
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
 from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
 from .sampling import Samples, sample
+from .sharding import reshard
 from .tasks import Task
 
 logger = get_logger(__name__)
@@ -99,8 +100,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
 
     _tag_names = ["trl", "ppo", "trl-ziegler"]  # noqa: RUF012 (the parent's attribute)
 
-    # `Trainer`'s own, where the parent replaced them for its loop.
-    save_model = Trainer.save_model
+    # `Trainer`'s own, where the parent replaced it for its loop.
     get_eval_dataloader = Trainer.get_eval_dataloader
 
     def __init__(
@@ -164,10 +164,10 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
         )
-        check_whole_model(self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        check_sharding(self.model, getattr(self.accelerator.state, "fsdp_plugin", None), self.is_deepspeed_enabled)
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
         self.model_accepts_loss_kwargs = False
-        self.ref_model = self._frozen(ref_model)
+        self.ref_model = self._frozen(self._like_shards(ref_model))
         self.kl_controller = kl_controller(args)
         self.reward = KLEntropyReward(
             [self._frozen(reward) for reward in rewards],
@@ -225,7 +225,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self, batch: dict[str, Any], generator: torch.Generator, count: int = 1
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
         """`count` responses to each of a batch of contexts, their log rho `[B, T]`, scores and per-token rewards."""
-        with evaluating(self.model), self.accelerator.autocast():
+        with evaluating(self.model), self._autocast():
             samples = self._sample(batch, generator, count)
             ref_logprobs = self._reference_logprobs(batch, samples.responses)
         queries, columns = raw_queries(self.task, batch, count), extra_columns(batch, count)
@@ -276,11 +276,16 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
 
     def _sample(self, batch: dict[str, Any], generator: torch.Generator, count: int) -> Samples:
         """Responses with old log-probabilities and values, `local_rollout_forward_batch_size` rows at a time."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._actor_critic
         parts = []
         for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"], samples=count):
             part = sample(
-                model, *trimmed(ids, mask), generator=generator, samples_per_query=count, **self.task.sampling
+                model,
+                *trimmed(ids, mask),
+                generator=generator,
+                samples_per_query=count,
+                any_process=self._any_process,
+                **self.task.sampling,
             )
             parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
@@ -306,23 +311,27 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         with self._reference() as reference:
             for ids, mask, group in self._chunks(*contexts, samples=responses.shape[1]):
                 part = group.flatten(0, 1)
-                logits = response_logits(reference, *self._training_inputs(ids, mask, part))
+                logits = reference.policy_logits(*self._training_inputs(ids, mask, part))
                 parts.append(token_logprobs(logits, part, temperature=self.task.task.temperature))
         return torch.cat(parts)
 
     @contextlib.contextmanager
-    def _reference(self) -> Iterator[PreTrainedModel]:
+    def _reference(self) -> Iterator[ReferenceStep | ActorCritic]:
         """The reference: its own model, a named adapter of the policy, or the policy with its adapters off."""
-        policy = self.accelerator.unwrap_model(self.model).policy
         if self.ref_model is not None:
-            yield self.ref_model
-        elif self.args.ref_adapter_name is not None:
-            policy.set_adapter(self.args.ref_adapter_name)
-            yield policy
-            policy.set_adapter(self.args.model_adapter_name or "default")
+            yield ReferenceStep(self.ref_model)
+            return
+        model = self._actor_critic
+        reshard(model)  # a change of adapters sets `requires_grad`
+        if self.args.ref_adapter_name is not None:
+            model.policy.set_adapter(self.args.ref_adapter_name)
+            yield model
+            reshard(model)
+            model.policy.set_adapter(self.args.model_adapter_name or "default")
         else:
-            with policy.disable_adapter():
-                yield policy
+            with model.policy.disable_adapter():
+                yield model
+                reshard(model)
 
     def _evaluate_tokens(self, model, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and values `[b, T]` of a micro-batch under the policy being trained."""
@@ -368,9 +377,9 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
 
     def _gradient_is_finite(self, batch: MicroBatch) -> bool:
         """Whether the loss of `batch` alone has a finite gradient; leaves the gradients of the model changed."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._actor_critic
         model.zero_grad()
-        with self.accelerator.autocast():
+        with self._autocast():
             logprobs, _, values = self._evaluate_tokens(model, batch.rollout)
             policy, value = self._losses(batch, logprobs, values)
         (policy + self.args.vf_coef * value).backward()

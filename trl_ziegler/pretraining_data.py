@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .actor_critic import ActorCritic, response_logits
+from .actor_critic import ActorCritic
 from .functional import token_logprobs
 from .preference_data import tokenize_prompt
 
@@ -138,7 +138,5 @@ def pretraining_loss(model: ActorCritic, ids: torch.Tensor) -> torch.Tensor:
     Returns:
         A scalar, the mean over `b * (L - 1)` tokens.
     """
-    logits = response_logits(model.policy, ids, torch.ones_like(ids), ids.shape[1] - 1)
-    # The value head's hook has kept what the language-model head read; nobody will ask for the values.
-    model._trunk_output = None
+    logits = model.policy_logits(ids, torch.ones_like(ids), ids.shape[1] - 1)
     return -token_logprobs(logits, ids[:, 1:]).mean()

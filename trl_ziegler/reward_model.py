@@ -36,6 +36,7 @@ from .prefix_sharing import (
     sharing_groups,
 )
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
+from .sharding import in_parts_like
 
 REWARD_HEAD_FILE = "reward_head.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
@@ -146,7 +147,8 @@ def restore_reward_head(model: PreTrainedModel | PeftModel, folder: str | os.Pat
             f"{folder} has no {REWARD_HEAD_FILE}, so it is not a complete checkpoint of a reward model; resume from "
             "another one, or load it as a start with `load_reward_model`."
         )
-    reward_head(model).load_state_dict(load_file(path))
+    head = reward_head(model)
+    head.load_state_dict(in_parts_like(load_file(path), head.state_dict()))
 
 
 def score_token_ids(

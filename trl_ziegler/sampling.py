@@ -5,6 +5,7 @@ model's `generation_config` takes part, so the log-probabilities are those of th
 Axis letters: B rows, Q context tokens, T response tokens, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -89,6 +90,7 @@ def sample(
     stop_token_id: int | None = None,
     stop_after: int = 0,
     samples_per_query: int = 1,
+    any_process: Callable[[bool], bool] = bool,
 ) -> Samples:
     """Sample responses token by token with a key-value cache.
 
@@ -104,6 +106,8 @@ def sample(
         stop_after: First index at which `stop_token_id` counts.
         samples_per_query: Responses to each context, which is run once for all of them; the rows that come back are
             those of the first context, then those of the second, and so on.
+        any_process: Whether something is so in any of the processes among which the model is in shards. They have to
+            make as many passes as the one that needs most; those beyond its own end a process makes for the others.
     """
     queries, device = len(context_ids), context_ids.device
     rows = queries * samples_per_query
@@ -119,15 +123,19 @@ def sample(
     steps = layout(out.past_key_values, context_mask.long(), samples_per_query, response_length)
     predicted = out.logits[:, -1].repeat_interleave(samples_per_query, 0)
     value = out.values[:, -1].repeat_interleave(samples_per_query, 0)
+    drawing = True
     for t in range(response_length):
-        tokens, chosen = draw(predicted.float() / temperature, generator)
-        responses[:, t] = tokens * alive
-        logprobs[:, t] = chosen * alive
-        values[:, t] = value.float()
+        if drawing:
+            tokens, chosen = draw(predicted.float() / temperature, generator)
+            responses[:, t] = tokens * alive
+            logprobs[:, t] = chosen * alive
+            values[:, t] = value.float()
         if stop_token_id is not None and t >= stop_after:
             alive &= tokens != stop_token_id
-            if (device.type == "cpu" or t % LOOK_EVERY == 0) and not alive.any():
-                break
+            if device.type == "cpu" or t % LOOK_EVERY == 0:
+                drawing = bool(alive.any())
+                if not any_process(drawing):
+                    break
         if t + 1 < response_length:
             inputs = steps.inputs(tokens, t)
             out = model.step(inputs, inputs["input_ids"].shape[1], out.past_key_values)
