@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from .actor_critic import ActorCriticOutput, as_read
 from .ppo_statistics import rollout_statistics
-from .queries import extra_columns, prepare_queries, raw_queries, trimmed
+from .queries import extra_columns, prepare_queries, raw_queries
 from .reward_wrapper import KLEntropyReward, Scored, ShapedRewards
 from .sampling import Samples, sample
 from .tasks import BoundTask
@@ -131,7 +131,7 @@ class SampledEvaluation(Trainer):
         parts = []
         with evaluating(self.model), self.accelerator.autocast(), self._reference() as reference:
             for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
-                part = sample(ReferenceStep(reference), *trimmed(ids, mask), generator=generator, **self.task.sampling)
+                part = sample(ReferenceStep(reference), ids, mask, generator=generator, **self.task.sampling)
                 parts.append(part.responses)
         return self.reward.score(raw_queries(self.task, batch), torch.cat(parts), extra_columns(batch)).scores
 

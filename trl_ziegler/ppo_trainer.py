@@ -279,9 +279,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         parts = []
         for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"], samples=count):
-            part = sample(
-                model, *trimmed(ids, mask), generator=generator, samples_per_query=count, **self.task.sampling
-            )
+            part = sample(model, ids, mask, generator=generator, samples_per_query=count, **self.task.sampling)
             parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
@@ -336,7 +334,6 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self, context_ids: torch.Tensor, context_mask: torch.Tensor, responses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Arguments of `ActorCritic.forward`; without `shared_prefix` each response gets a context of its own."""
-        context_ids, context_mask = trimmed(context_ids, context_mask)
         samples = len(responses) // len(context_ids)
         if samples > 1 and not self.args.shared_prefix:
             context_ids, context_mask = (x.repeat_interleave(samples, 0) for x in (context_ids, context_mask))
@@ -344,9 +341,13 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         return *with_responses(context_ids, context_mask, responses), responses.shape[1], samples
 
     def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
-        """`[N, ...]` tensors in parts whose `samples` responses to each row fit one forward pass of a rollout."""
+        """Contexts `[N, Q]`, their mask and more `[N, ...]` in parts, without the padding that a part has in common.
+
+        The `samples` responses to each row of a part fit one forward pass of a rollout.
+        """
         rows = max(1, self.args.local_rollout_forward_batch_size // samples)
-        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+        for ids, mask, *more in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+            yield *trimmed(ids, mask), *more
 
     def _frozen(self, model: Any) -> Any:
         """A model moved to this process's device and put in evaluation mode; anything else as it is."""
