@@ -23,6 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
 from .actor_critic import ActorCritic, response_logits, value_network
+from .compiled_sampling import CompiledSteps, check_compilable
 from .fast_layers import use_fast_layers
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
@@ -51,6 +52,7 @@ from .queries import (
     QueryCollator,
     by_length,
     extra_columns,
+    longest_context,
     prepare_queries,
     raw_queries,
     trimmed,
@@ -128,6 +130,8 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         policy = model if peft_config is None else get_peft_model(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
+        if args.cache_implementation == "static":
+            check_compilable(policy)
         warn_of_unnormalized(rewards)
         if value_model is None and args.value_init == "reward":
             value_model = value_network(rewards[0], policy)
@@ -165,6 +169,10 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
         )
         check_whole_model(self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        self._compiled = None
+        if args.cache_implementation == "static":
+            longest = longest_context(train_dataset, self.task)
+            self._compiled = CompiledSteps(self.model, longest=longest, sharded=self.is_fsdp_enabled)
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
         self.model_accepts_loss_kwargs = False
         self.ref_model = self._frozen(ref_model)
@@ -279,7 +287,10 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         parts = []
         for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"], samples=count):
-            part = sample(model, ids, mask, generator=generator, samples_per_query=count, **self.task.sampling)
+            part = sample(
+                model, ids, mask, generator=generator, samples_per_query=count, compiled=self._compiled,
+                **self.task.sampling,
+            )  # fmt: skip
             parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
