@@ -32,6 +32,7 @@ LAYERS = {
     },
     "parts": {
         "actor_critic",
+        "compiled_sampling",
         "openai_labels",
         "preference_collator",
         "preference_data",

@@ -31,6 +31,7 @@ def test_defaults_that_differ_from_trl(tmp_path):
         ({"missing_eos_penalty": 1.0}, "`missing_eos_penalty` is 1.0 but there is no `stop_token`"),
         ({"whiten_scope": "node"}, "`whiten_scope` is 'node'"),
         ({"value_init": "policy"}, "`value_init` is 'policy'"),
+        ({"cache_implementation": "dynamic"}, "`cache_implementation` is 'dynamic'; it can be 'static' or None"),
         ({"optimizer": "adam"}, "`optimizer` is 'adam'"),
         ({"optimizer": "tf_adam", "optim": "sgd"}, "`optim` is .*sgd.* and `optimizer` is 'tf_adam'"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1, which this trainer does not use"),

@@ -10,6 +10,7 @@ from trl_ziegler.queries import (
     UpdateSampler,
     by_length,
     extra_columns,
+    longest_context,
     prepare_queries,
     raw_queries,
     trimmed,
@@ -98,6 +99,14 @@ def test_a_batch_that_comes_again_is_read_once():
     assert [[row["number"] for row in batch] for batch in batches] == [[1, 2], [1, 2], [3, 0], [1, 2]]
     assert reads == [[1, 2], [3, 0], [1, 2]]
     assert len(rows) == 4
+
+
+def test_the_longest_context_counts_what_the_task_adds(tokenizer):
+    task = Task("t", 3, prefix="the", suffix=" and").bind(tokenizer)
+    data = Dataset.from_dict({"input_ids": [[5, 6], [7], [8, 9, 10]]})
+    added = len(task.context([]))
+    assert added > 1 and longest_context(data, task) == 3 + added == len(task.context([8, 9, 10]))
+    assert longest_context(data.to_iterable_dataset(), task) == 0
 
 
 def test_the_shortest_contexts_come_first_with_their_columns():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from trl_ziegler.functional import gae
+from trl_ziegler.actor_critic import ActorCritic
+from trl_ziegler.functional import gae, policy_loss, token_logprobs, value_loss
+from trl_ziegler.queries import trimmed, with_responses
 from trl_ziegler.rollout import Rollout, advantages_and_returns, micro_batches
 
 OPTIONS = {"gamma": 1.0, "lam": 0.95, "whiten_rewards": False, "gather": None}
@@ -129,3 +131,68 @@ def test_a_minibatch_is_split_by_length_of_its_contexts():
     assert len({frozenset(episodes) for episodes in minibatches}) > 2
     for first, second in zip(minibatches[::2], minibatches[1::2], strict=True):
         assert sorted(first + second) == list(range(8))
+
+
+class TestLengths:
+    """Sixteen contexts of 1 to 40 tokens, two responses of three tokens to each."""
+
+    LENGTHS = (40, 1, 17, 3, 38, 9, 2, 25, 30, 5, 33, 12, 21, 7, 28, 14)
+
+    @pytest.fixture
+    def rollout(self):
+        generator = torch.Generator().manual_seed(0)
+        mask = torch.tensor([[0] * (45 - n) + [1] * n for n in self.LENGTHS])
+        floats = [torch.randn(32, 3, generator=generator) for _ in range(2)]
+        return Rollout(
+            context_ids=torch.randint(1, 250, mask.shape, generator=generator) * mask,
+            context_mask=mask,
+            responses=torch.randint(1, 250, (32, 3), generator=generator),
+            mask=torch.arange(3) < 1 + torch.arange(32)[:, None] % 3,
+            logprobs=torch.full((32, 3), -5.5),
+            values=floats[0],
+            rewards=floats[1],
+        )
+
+    def test_micro_batches_have_no_column_of_padding(self, rollout):
+        for part in stream(rollout, mini=16, micro=4):
+            ids, mask = part.rollout.context_ids, part.rollout.context_mask
+            assert ids.shape == mask.shape and mask[:, 0].any()
+            for row, present in zip(ids, mask.bool(), strict=True):
+                assert any(torch.equal(row[present], given[given > 0]) for given in rollout.context_ids)
+
+    def test_micro_batches_of_similar_length_pad_less_than_those_of_any(self, rollout):
+        """By count: about 15 tokens of padding beside a context in the order drawn, under 4 in that of the lengths."""
+
+        def padding(parts):
+            return sum(int((mask == 0).sum()) for mask in parts)
+
+        whole = stream(rollout, epochs=8, mini=32, micro=32)
+        drawn = torch.Generator().manual_seed(0)
+        at_random = [
+            trimmed(mask, mask)[1]
+            for _ in whole
+            for mask in rollout.context_mask[torch.randperm(16, generator=drawn)].split(4)
+        ]
+        by_length = [part.rollout.context_mask for part in stream(rollout, epochs=8, mini=32, micro=8)]
+        assert len(by_length) == len(at_random) == 8 * 4
+        assert padding(by_length) < 8 * 16 * 4 < 8 * 16 * 12 < padding(at_random)
+
+    def test_the_gradient_is_that_of_the_whole_minibatch(self, rollout, make_causal_lm):
+        model = ActorCritic(make_causal_lm()).eval()
+        torch.nn.init.normal_(model.value_head.weight)
+
+        def gradient(micro):
+            model.zero_grad()
+            for part in stream(rollout, epochs=1, mini=32, micro=micro):
+                given = part.rollout
+                out = model(*with_responses(given.context_ids, given.context_mask, given.responses), 3, 2)
+                logprobs = token_logprobs(out.logits, given.responses, temperature=0.7)
+                over = {"mask": given.mask, "total": part.total}
+                policy = policy_loss(logprobs, given.logprobs, part.advantages, clip_range=0.2, **over)
+                value = value_loss(out.values, given.values, part.returns, clip_range=0.2, **over)
+                (policy + 0.1 * value).backward()
+            return [p.grad.clone() for p in model.parameters()]
+
+        whole = gradient(32)
+        assert all(bool(slope.any()) for slope in whole)
+        torch.testing.assert_close(gradient(8), whole, atol=1e-6, rtol=1e-6)

@@ -78,6 +78,10 @@ class ZieglerPPOConfig(Presets, PPOConfig):
         shared_prefix (`bool`, *optional*, defaults to `True`):
             With several samples per query, run the query once for all of them, exactly; a model that cannot be served
             this way is refused. `False` runs it once for each.
+        cache_implementation (`str`, *optional*):
+            `"static"` samples with a key-value cache of fixed size and compiled steps (`torch.compile`; CUDA graphs on
+            a GPU), as in transformers and TRL's other trainers. `None` lets the cache grow and compiles nothing. A
+            policy that cannot be served is refused; what it brings is measured in `docs/performance.md`.
         rollout_dir (`str`, *optional*):
             Folder that gets every rollout as JSON lines, one file per update and process.
 
@@ -123,6 +127,9 @@ class ZieglerPPOConfig(Presets, PPOConfig):
     num_samples_per_query: int = field(default=1, metadata={"help": "Responses sampled to each query of an update."})
     shared_prefix: bool = field(
         default=True, metadata={"help": "Run a query once for all of its samples; False runs it once for each."}
+    )
+    cache_implementation: Literal["static"] | None = field(
+        default=None, metadata={"help": "'static' samples with a cache of fixed size and compiled steps."}
     )
     rollout_dir: str | None = field(
         default=None, metadata={"help": "Write every rollout into this folder as JSON lines."}
@@ -173,6 +180,8 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError(f"`value_init` is {self.value_init!r}; it can be 'zero' or 'reward'.")
         if self.optimizer not in ("hf", "tf_adam"):
             raise ValueError(f"`optimizer` is {self.optimizer!r}; it can be 'hf' or 'tf_adam'.")
+        if self.cache_implementation not in (None, "static"):
+            raise ValueError(f"`cache_implementation` is {self.cache_implementation!r}; it can be 'static' or None.")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"`target_kl` is {self.target_kl}; give a value above 0, or None to make every step.")
         if self.target_kl is not None and self.fp16:

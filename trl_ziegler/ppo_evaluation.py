@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from .actor_critic import ActorCritic, ActorCriticOutput, as_read, response_logits
 from .ppo_sharding import PolicyInShards
 from .ppo_statistics import rollout_statistics
-from .queries import extra_columns, prepare_queries, raw_queries, trimmed
+from .queries import extra_columns, prepare_queries, raw_queries
 from .reward_wrapper import KLEntropyReward, Scored, ShapedRewards
 from .sampling import Samples, sample
 from .tasks import BoundTask
@@ -139,11 +139,7 @@ class SampledEvaluation(PolicyInShards):
         with evaluating(self.model), self._autocast(), self._reference() as reference:
             for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"]):
                 part = sample(
-                    reference,
-                    *trimmed(ids, mask),
-                    generator=generator,
-                    any_process=self._any_process,
-                    **self.task.sampling,
+                    reference, ids, mask, generator=generator, any_process=self._any_process, **self.task.sampling
                 )
                 parts.append(part.responses)
         return self.reward.score(raw_queries(self.task, batch), torch.cat(parts), extra_columns(batch)).scores

@@ -23,6 +23,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
 from .actor_critic import ActorCritic, value_network
+from .compiled_sampling import CompiledSteps, check_compilable
 from .fast_layers import use_fast_layers
 from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
@@ -51,6 +52,7 @@ from .queries import (
     QueryCollator,
     by_length,
     extra_columns,
+    longest_context,
     prepare_queries,
     raw_queries,
     trimmed,
@@ -128,6 +130,8 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         policy = model if peft_config is None else get_peft_model(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
+        if args.cache_implementation == "static":
+            check_compilable(policy)
         warn_of_unnormalized(rewards)
         if value_model is None and args.value_init == "reward":
             value_model = value_network(rewards[0], policy)
@@ -165,6 +169,10 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
         )
         check_sharding(self.model, getattr(self.accelerator.state, "fsdp_plugin", None), self.is_deepspeed_enabled)
+        self._compiled = None
+        if args.cache_implementation == "static":
+            longest = longest_context(train_dataset, self.task)
+            self._compiled = CompiledSteps(self.model, longest=longest, sharded=self.is_fsdp_enabled)
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
         self.model_accepts_loss_kwargs = False
         self.ref_model = self._frozen(self._like_shards(ref_model))
@@ -280,13 +288,9 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         parts = []
         for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"], samples=count):
             part = sample(
-                model,
-                *trimmed(ids, mask),
-                generator=generator,
-                samples_per_query=count,
-                any_process=self._any_process,
-                **self.task.sampling,
-            )
+                model, ids, mask, generator=generator, samples_per_query=count, compiled=self._compiled,
+                any_process=self._any_process, **self.task.sampling,
+            )  # fmt: skip
             parts.append(self._as_trained(model, ids, mask, part))
         return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
@@ -345,7 +349,6 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self, context_ids: torch.Tensor, context_mask: torch.Tensor, responses: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Arguments of `ActorCritic.forward`; without `shared_prefix` each response gets a context of its own."""
-        context_ids, context_mask = trimmed(context_ids, context_mask)
         samples = len(responses) // len(context_ids)
         if samples > 1 and not self.args.shared_prefix:
             context_ids, context_mask = (x.repeat_interleave(samples, 0) for x in (context_ids, context_mask))
@@ -353,9 +356,13 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         return *with_responses(context_ids, context_mask, responses), responses.shape[1], samples
 
     def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
-        """`[N, ...]` tensors in parts whose `samples` responses to each row fit one forward pass of a rollout."""
+        """Contexts `[N, Q]`, their mask and more `[N, ...]` in parts, without the padding that a part has in common.
+
+        The `samples` responses to each row of a part fit one forward pass of a rollout.
+        """
         rows = max(1, self.args.local_rollout_forward_batch_size // samples)
-        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+        for ids, mask, *more in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+            yield *trimmed(ids, mask), *more
 
     def _frozen(self, model: Any) -> Any:
         """A model moved to this process's device and put in evaluation mode; anything else as it is."""

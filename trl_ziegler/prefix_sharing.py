@@ -195,7 +195,7 @@ def check_prefix_sharing(model: Any) -> None:
         ValueError: an architecture not in `SERVED_MODEL_TYPES`, ALiBi (its distances go by slot), layers with a
             sliding window (the mask would overrule the window), or attention not in `SERVED_ATTENTION`.
     """
-    reason = _obstacle(model.config)
+    reason = obstacle_to_masks(model.config)
     if reason is not None:
         raise ValueError(
             f"Candidates cannot share their prompt in this model: {reason}, or set `shared_prefix=False`."
@@ -204,11 +204,11 @@ def check_prefix_sharing(model: Any) -> None:
 
 def can_share_prefix(model: Any) -> bool:
     """Whether `check_prefix_sharing` passes."""
-    return _obstacle(model.config) is None
+    return obstacle_to_masks(model.config) is None
 
 
-def _obstacle(config: Any) -> str | None:
-    """What stands against a shared prefix, and a way out of it; None if nothing does."""
+def obstacle_to_masks(config: Any) -> str | None:
+    """What stands against masks and positions of our own, and a way out of it; None if nothing does."""
     config = config.get_text_config()
     if config.model_type not in SERVED_MODEL_TYPES:
         return f"its type '{config.model_type}' is not one of those tested ({', '.join(SERVED_MODEL_TYPES)}); take one"

@@ -126,6 +126,13 @@ class QueryCollator:
         }
 
 
+def longest_context(dataset: Dataset | IterableDataset, task: BoundTask) -> int:
+    """Tokens of the longest context that prepared queries make; 0 for a stream, whose rows are not known."""
+    if isinstance(dataset, IterableDataset):
+        return 0
+    return len(task.context([])) + max(map(len, dataset["input_ids"]), default=0)
+
+
 def raw_queries(task: BoundTask, batch: dict[str, Any], samples: int = 1) -> list[list[int]]:
     """The raw queries (without padding, prefix and suffix) inside a batch of contexts, each `samples` times."""
     rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)

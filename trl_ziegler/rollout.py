@@ -54,6 +54,10 @@ class Rollout:
         queries = len(self.context_ids)
         return self._with(lambda rows: rows[index], lambda rows: rows.unflatten(0, (queries, -1))[index].flatten(0, 1))
 
+    def from_column(self, first: int) -> "Rollout":
+        """With the columns of the contexts from `first` on."""
+        return self._with(lambda rows: rows[:, first:], lambda rows: rows)
+
     def episode(self, i: int) -> "Rollout":
         """Episode `i` alone, with its context."""
         return self._with(lambda rows: rows[i // self.samples][None], lambda rows: rows[i : i + 1])
@@ -158,14 +162,16 @@ def micro_batches(
 
     Sizes count episodes; the responses to a query stay together, so K divides them. Whitening and advantages are
     computed on the whole minibatch before it is split, and its order does not matter, so the shortest contexts come
-    first: micro-batches of similar lengths need little padding. Args as in `advantages_and_returns`; `generator` (CPU)
-    draws the permutations of this process.
+    first: micro-batches of similar lengths need little padding, and what all rows of one have is cut off. Args as in
+    `advantages_and_returns`; `generator` (CPU) draws the permutations of this process.
     """
-    samples, lengths = rollout.samples, rollout.context_mask.sum(1)
+    samples, device = rollout.samples, rollout.context_ids.device
+    starts = rollout.context_mask.argmax(1).cpu()  # of the contexts in their rows; the device is asked once
     for _ in range(epochs):
-        order = torch.randperm(len(rollout.context_ids), generator=generator).to(lengths.device)
+        order = torch.randperm(len(starts), generator=generator)
         for index in order.split(mini_batch_size // samples):
-            mini = rollout.of_queries(index[lengths[index].argsort(stable=True)])
+            index = index[starts[index].argsort(stable=True, descending=True)]
+            mini = rollout.of_queries(index.to(device))
             advantages, returns = advantages_and_returns(
                 mini, gamma=gamma, lam=lam, whiten_rewards=whiten_rewards, gather=gather
             )
@@ -175,4 +181,6 @@ def micro_batches(
             for start in range(0, mini_batch_size, micro_batch_size):
                 part = slice(start, start + micro_batch_size)
                 queries = slice(part.start // samples, part.stop // samples)
-                yield MicroBatch(mini.of_queries(queries), advantages[part], returns[part], variance, total)
+                padding = int(starts[index[queries]].min())
+                micro = mini.of_queries(queries).from_column(padding)
+                yield MicroBatch(micro, advantages[part], returns[part], variance, total)

@@ -6,12 +6,13 @@ Axis letters: B rows, Q context tokens, T response tokens, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .actor_critic import ActorCriticOutput, model_inputs
+from .compiled_sampling import CompiledSteps, Room
 from .kv_cache import growing_cache
 from .prefix_sharing import can_share_prefix, next_token_mask
 
@@ -90,6 +91,7 @@ def sample(
     stop_token_id: int | None = None,
     stop_after: int = 0,
     samples_per_query: int = 1,
+    compiled: CompiledSteps | None = None,
     any_process: Callable[[bool], bool] = bool,
 ) -> Samples:
     """Sample responses token by token with a key-value cache.
@@ -106,6 +108,7 @@ def sample(
         stop_after: First index at which `stop_token_id` counts.
         samples_per_query: Responses to each context, which is run once for all of them; the rows that come back are
             those of the first context, then those of the second, and so on.
+        compiled: Of `model`; runs every step after the context's.
         any_process: Whether something is so in any of the processes among which the model is in shards. They have to
             make as many passes as the one that needs most; those beyond its own end a process makes for the others.
     """
@@ -119,10 +122,15 @@ def sample(
     out = model.step(model_inputs(context_ids, context_mask), 1, growing_cache() if known else None)
     # Behind one copy of the context's keys, each token reads those of the other responses too, under the mask.
     together = known and samples_per_query > 1 and samples_per_query * response_length <= context_ids.shape[1]
-    layout = _Together if together else _Apart
-    steps = layout(out.past_key_values, context_mask.long(), samples_per_query, response_length)
+    contexts = out.past_key_values, context_mask.long(), samples_per_query, response_length
+    steps: _Layout | Room
+    if compiled is None:
+        steps = (_Together if together else _Apart)(model, *contexts)
+    else:
+        steps = compiled.after(*contexts, together=together)
     predicted = out.logits[:, -1].repeat_interleave(samples_per_query, 0)
     value = out.values[:, -1].repeat_interleave(samples_per_query, 0)
+    del out, contexts  # a compiled step has a cache of its own
     drawing = True
     for t in range(response_length):
         if drawing:
@@ -137,23 +145,39 @@ def sample(
                 if not any_process(drawing):
                     break
         if t + 1 < response_length:
-            inputs = steps.inputs(tokens, t)
-            out = model.step(inputs, inputs["input_ids"].shape[1], out.past_key_values)
-            predicted, value = out.logits.flatten(0, 1), out.values.flatten()
+            predicted, value = steps.step(tokens, t)
     return Samples(responses, logprobs, values)
 
 
-class _Apart:
+class _Layout:
+    """How the responses to a context lie in the rows of a step."""
+
+    def __init__(self, model: Steps, cache: object) -> None:
+        self.model, self.cache = model, cache
+
+    def inputs(self, tokens: Tensor, t: int) -> dict[str, Tensor]:
+        """What the model reads after the tokens `[B K]` at index t were drawn."""
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Logits `[B K, V]` and values `[B K]` after the tokens `[B K]` at index t were drawn."""
+        inputs = self.inputs(tokens, t)
+        out = self.model.step(inputs, inputs["input_ids"].shape[1], self.cache)
+        self.cache = out.past_key_values
+        return out.logits.flatten(0, 1), out.values.flatten()
+
+
+class _Apart(_Layout):
     """Each response in a row of its own, with its own copy of the context's keys and values."""
 
-    def __init__(self, cache: object, mask: Tensor, samples: int, most: int) -> None:
+    def __init__(self, model: Steps, cache: Any, mask: Tensor, samples: int, most: int) -> None:
+        super().__init__(model, cache)
         if samples > 1:
-            cache.batch_repeat_interleave(samples)  # type: ignore[attr-defined]
+            cache.batch_repeat_interleave(samples)
         self.mask = torch.nn.functional.pad(mask.repeat_interleave(samples, 0), (0, most), value=1)
         self.context, self.lengths = mask.shape[1], mask.sum(1).repeat_interleave(samples)
 
     def inputs(self, tokens: Tensor, t: int) -> dict[str, Tensor]:
-        """What the model reads after the tokens `[B K]` at index t were drawn."""
         return {
             "input_ids": tokens[:, None],
             "attention_mask": self.mask[:, : self.context + t + 1],
@@ -161,15 +185,15 @@ class _Apart:
         }
 
 
-class _Together:
+class _Together(_Layout):
     """All responses of a context in one row, a token of each at a time, behind one copy of its keys and values."""
 
-    def __init__(self, cache: object, mask: Tensor, samples: int, most: int) -> None:
+    def __init__(self, model: Steps, cache: Any, mask: Tensor, samples: int, most: int) -> None:
+        super().__init__(model, cache)
         self.mask = next_token_mask(mask, samples, most)
         self.context, self.samples, self.lengths = mask.shape[1], samples, mask.sum(1, keepdim=True)
 
     def inputs(self, tokens: Tensor, t: int) -> dict[str, Tensor]:
-        """What the model reads after the tokens `[B K]` at index t were drawn."""
         ids = tokens.view(-1, self.samples)
         return {
             "input_ids": ids,
