@@ -23,6 +23,8 @@ from ..tasks import Task
 from .experiment import load_model
 from .pipeline import write_json
 
+NormalizeTo = Literal["samples", "references"]
+
 NO_ACCIDENT = 1e-3
 """A result that guessing gives more rarely than this stops the pipeline: an online run looks at twenty reward models,
 and the first of them may know little more than a guesser."""
@@ -70,7 +72,7 @@ def train_reward_model(
     samples: list[dict[str, Any]],
     *,
     held_out: int,
-    normalize_to: Literal["samples", "references"] = "samples",
+    normalize_to: NormalizeTo = "samples",
 ) -> None:
     """Train on labelled rows, normalise before and after, save in `folder/model`.
 
@@ -80,9 +82,7 @@ def train_reward_model(
         start: Folder of the start model.
         rows: `prompt_ids`, `completion_ids`, `label` and, for the loss `ranking`, `ranking`; the last `held_out` of
             them are not trained on.
-        samples: `prompt_ids`, `response_ids` of what it is normalised over.
-        normalize_to: `"samples"`: mean 0, deviation 1 over the start model's uncut samples (Ziegler et al. 2019);
-            `"references"`: shifted to mean 0 over reference summaries (Stiennon et al. 2020).
+        samples, normalize_to: See `normalize_over`.
 
     Raises:
         ValueError: no more rows than held-out ones.
@@ -96,12 +96,8 @@ def train_reward_model(
     judgement = "ranking" if config.loss_type == "ranking" else "label"
     columns = ("prompt_ids", "completion_ids", judgement)
     data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
-    queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
-    rule: dict[str, Any] = {}
-    if normalize_to == "references":
-        rule = {"target_std": None, "method": "reference_summaries"}
     model = load_reward_model(start, seed=config.seed)
-    normalize_reward_model(model, queries, responses, **rule)
+    normalize_over(model, samples, normalize_to)
     trainer = BestOfKRewardTrainer(
         model=model,
         args=config,
@@ -111,13 +107,25 @@ def train_reward_model(
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.evaluate()
-    normalize_reward_model(trainer.model, queries, responses, **rule)
+    normalize_over(trainer.model, samples, normalize_to)
     trainer.save_model(str(folder / "model"))
     if PartialState().is_main_process:
         write_json(folder / "log_history.json", trainer.state.log_history)
         accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
         write_json(folder / "metrics.json", accuracy)
         refuse_below_chance(accuracy)
+
+
+def normalize_over(model: PreTrainedModel, samples: list[dict[str, Any]], to: NormalizeTo = "samples") -> None:
+    """Normalise a reward model over rows `prompt_ids`, `response_ids`.
+
+    Args:
+        to: `"samples"`: mean 0, deviation 1 over the start model's uncut samples (Ziegler et al. 2019);
+            `"references"`: shifted to mean 0 over reference summaries (Stiennon et al. 2020).
+    """
+    rule: dict[str, Any] = {} if to == "samples" else {"target_std": None, "method": "reference_summaries"}
+    queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
+    normalize_reward_model(model, queries, responses, **rule)
 
 
 def normalized_reward_model(folder: Path) -> PreTrainedModel:
