@@ -1,12 +1,23 @@
-"""Writing files so that a killed process leaves the old file or the whole new one, never half of it."""
+"""Folders that must be there, and files of which a killed process leaves the old or the whole new one, never half."""
 
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+HUB_ID = re.compile(r"[^~./\\][^/\\]*(/[^/\\]+)?")
+
+
+def folder_or_hub_id(model: str | os.PathLike) -> str:
+    """`model` as text; `FileNotFoundError` where it can only be meant as a path, and nothing is there."""
+    name = os.fspath(model)
+    if not os.path.exists(name) and not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"The folder {name} does not exist; give the one of a model, or a hub id.")
+    return name
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
+from .._files import folder_or_hub_id
 from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
@@ -143,6 +144,7 @@ def check_model_options(model: ModelConfig) -> None:
     """Refuse by name what these scripts do not read of `ModelConfig`: everything but the model and its adapter."""
     if model.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing; give the folder or hub id of the start model.")
+    folder_or_hub_id(model.model_name_or_path)
     for item in fields(ModelConfig):
         value = getattr(model, item.name)
         if not item.name.startswith(MODEL_OPTIONS) and value != item.default:

@@ -20,7 +20,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from .._files import write_jsonl
+from .._files import folder_or_hub_id, write_jsonl
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
@@ -101,7 +101,7 @@ class StyleExperiment(Experiment[StyleArguments]):
     def classifier(self, folder: Path) -> None:
         """Train the sentiment classifier on reviews, and measure it on held-out ones."""
         if self.args.judge_model is not None:
-            write_json(folder / "metrics.json", {"model": self.args.judge_model})
+            write_json(folder / "metrics.json", {"model": folder_or_hub_id(self.args.judge_model)})
             return
         model, tokenizer = self.world.classifier()
         model.config.id2label, model.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}

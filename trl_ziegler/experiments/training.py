@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from .._files import folder_or_hub_id
 from ..metrics import BestOfKAccuracy
 from ..metrics.best_of_k import chance_of_at_most
 from ..online import OnlineCollection
@@ -53,7 +54,7 @@ def start_model(
     if config is None:
         if given is None:
             raise ValueError(f"The section '{section}' is empty, but the laptop world has no trained model; fill it.")
-        write_json(folder / "start.json", {"model": given})
+        write_json(folder / "start.json", {"model": folder_or_hub_id(given)})
         return
     model, tokenizer = world()
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows(tokenizer), processing_class=tokenizer)
