@@ -1,11 +1,16 @@
 """Folders of models that must be there; files and folders that are written whole or not at all."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from trl import ModelConfig
 
+from trl_ziegler import _files
 from trl_ziegler._files import folder_or_hub_id, written_whole
 from trl_ziegler.experiments.arguments import StyleArguments, SummaryArguments
 from trl_ziegler.experiments.experiment import load_model
@@ -39,6 +44,29 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path):
         (folder / "weights").write_text("half")
         raise OSError("disk full")
     assert contents(tmp_path) == {"weights": "old"}
+
+
+KILLED = """
+import os, signal, sys
+from _files import written_whole  # alone, without the package and its imports
+with written_whole(sys.argv[1]) as folder:
+    (folder / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(_files.__file__).parent)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    host, number = re.fullmatch(r"\.saving-(.*)-(\d+)-\w+", left.name).groups()
+    kept = [f"{host}-{os.getppid()}-x", f"elsewhere-{number}-x", f"{host}-notes", "me"]
+    for name in kept:
+        (tmp_path / f".saving-{name}").mkdir()
+    with written_whole(tmp_path) as folder:
+        (folder / "weights").write_text("new")
+    assert contents(tmp_path) == {"weights": "new"}
+    assert {path.name for path in tmp_path.iterdir()} == {"weights", *(f".saving-{name}" for name in kept)}
 
 
 @pytest.mark.parametrize(
