@@ -13,6 +13,7 @@ from accelerate import PartialState
 from .._files import write_text
 from ..labelers import LabellingStopped
 from .arguments import RecipeArguments, parse_recipe_arguments
+from .cards import add_evaluation
 from .experiment import Experiment
 from .labelling import labelling_of_run
 from .pipeline import MANIFEST, run_stages, versions, write_json, write_yaml
@@ -101,6 +102,8 @@ def write_results(
         metrics.update(read_metrics(run_dir / "evaluate"))
         samples = (run_dir / "evaluate" / "samples.jsonl").read_text(encoding="utf-8")
         write_text(run_dir / "samples.jsonl", samples)
+        if (card := run_dir / "policy" / "model" / "README.md").is_file():
+            add_evaluation(card, metrics)
     if (run_dir / "policy" / MANIFEST).is_file() and (run_dir / "policy" / "metrics.json").is_file():
         metrics.update(read_metrics(run_dir / "policy"))
     metrics["kl_target"] = args.section("policy").get("kl_target")

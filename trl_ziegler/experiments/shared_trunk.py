@@ -24,6 +24,7 @@ from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction, function_name
 from ..rollout import MicroBatch, Rollout
 from ..tasks import Task
+from .cards import save_with_card
 from .experiment import load_model
 from .pipeline import write_json
 from .training import as_queries, label_accuracy, normalize_over, with_aliases
@@ -140,7 +141,7 @@ def train_shared_policy(
         label_coef=label_coef,
     )
     trainer.train()
-    trainer.save_model(str(folder / "model"))
+    save_with_card(trainer, folder)
     aliases = {"score/true": function_name(judge)}
     write_json(folder / "log_history.json", [with_aliases(row, aliases) for row in trainer.state.log_history])
 

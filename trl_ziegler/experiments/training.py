@@ -21,6 +21,7 @@ from ..reward_model import is_normalized, load_reward_model, normalize_reward_mo
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction
 from ..tasks import Task
+from .cards import save_with_card
 from .experiment import load_model
 from .pipeline import write_json
 
@@ -109,7 +110,7 @@ def train_reward_model(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.evaluate()
     normalize_over(trainer.model, samples, normalize_to)
-    trainer.save_model(str(folder / "model"))
+    save_with_card(trainer, folder)
     if PartialState().is_main_process:
         write_json(folder / "log_history.json", trainer.state.log_history)
         accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
@@ -178,7 +179,7 @@ def train_policy(
     if collection is not None:
         collection.attach(trainer)
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
-    trainer.save_model(str(folder / "model"))
+    save_with_card(trainer, folder)
     if PartialState().is_main_process:
         write_json(folder / "log_history.json", [with_aliases(row, aliases) for row in trainer.state.log_history])
 
