@@ -60,20 +60,21 @@ def run_stages(
     unknown = [name for name in selected if name not in names]
     if unknown:
         raise ValueError(f"`stages` names '{unknown[0]}'; the stages of this recipe are {', '.join(names)}.")
-    upstream = ""
+    last, upstream = max(selected, key=names.index), ""
     for stage in stages:
         fingerprint = hash_of({"settings": stage.settings, "upstream": upstream})
         done = is_complete(run_dir / stage.name, fingerprint)
         if stage.name in selected and not done:
             twin = find_twin(reuse_from, stage.name, fingerprint)
+            PartialState().wait_for_everyone()  # all have looked before one changes anything
             if twin is None:
                 _run_stage(run_dir, stage, fingerprint)
             else:
                 _copy_stage(run_dir, stage.name, twin)
-        elif stage.name not in selected and not done and names.index(stage.name) < max(map(names.index, selected)):
+        elif not done and names.index(stage.name) < names.index(last):
             raise ValueError(
-                f"Stage '{stage.name}' is not complete with these settings, and '{selected[-1]}' builds on it; run it "
-                "too (leave `--stages` out, or add it)."
+                f"Stage '{stage.name}' is not complete with these settings, and '{last}' builds on it; run it too "
+                "(leave `--stages` out, or add it)."
             )
         upstream = fingerprint
 
