@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -386,6 +387,21 @@ def test_the_reward_models_card_says_who_labelled(tmp_path, monkeypatch, changes
     monkeypatch.chdir(tmp_path)
     experiment = StyleExperiment("sentiment", StyleArguments(**changes), tmp_path)
     assert experiment.trainer_config("reward", tmp_path).label_origin == origin
+
+
+def test_one_process_alone_notes_which_ready_models_are_used(tmp_path, monkeypatch):
+    """Two at once would write and move the same temporary file."""
+    own = {"model": "org/lm", "documents": "texts.jsonl", "judge_model": "org/judge"}
+    experiment = StyleExperiment("sentiment", StyleArguments(**own), tmp_path)
+    notes = {"start.json": {"model": "org/lm"}, "metrics.json": {"model": "org/judge"}}
+    for main in (False, True):
+        for module in ("style", "training"):
+            state = SimpleNamespace(is_main_process=main)
+            monkeypatch.setattr(f"trl_ziegler.experiments.{module}.PartialState", lambda state=state: state)
+        experiment.classifier(tmp_path)
+        experiment.sft(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == (set(notes) if main else set())
+    assert {name: json.loads((tmp_path / name).read_text()) for name in notes} == notes
 
 
 def test_the_laptop_world_needs_a_trained_start_model(tmp_path):

@@ -352,6 +352,7 @@ class TestPieces:
         assert (figure.value, figure.note) == ("–", "100 samples are too few.")
 
     def test_fixed_beta_is_said(self):
+        assert headline_figures({"classifier": {"model": "org/judge"}}) == []  # used as it is, not measured
         (figure,) = headline_figures({"kl": 2.0, "kl_target": None})
         assert figure.note == "nats per response; β fixed, no target"
 

@@ -154,7 +154,7 @@ def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:
     if "frontier" in metrics:
         figures.append(_frontier_fraction(metrics["frontier"]))
     for key, name in (("reward_model", "Reward-model accuracy"), ("classifier", "Classifier accuracy")):
-        if key in metrics:
+        if "accuracy" in metrics.get(key, {}):  # a ready classifier was not measured
             figures.append(_accuracy(name, metrics[key]))
     for predictor, entry in metrics.get("predictors", {}).items():
         figures.append(replace(_accuracy(f"Labels guessed by {predictor}", entry), look_for="below the reward model"))

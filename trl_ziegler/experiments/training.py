@@ -55,7 +55,9 @@ def start_model(
     if config is None:
         if given is None:
             raise ValueError(f"The section '{section}' is empty, but the laptop world has no trained model; fill it.")
-        write_json(folder / "start.json", {"model": folder_or_hub_id(given)})
+        given = folder_or_hub_id(given)
+        if PartialState().is_main_process:
+            write_json(folder / "start.json", {"model": given})
         return
     model, tokenizer = world()
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows(tokenizer), processing_class=tokenizer)
