@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from trl_ziegler.experiments.arguments import parse_recipe_arguments
 from trl_ziegler.experiments.comparison import (
@@ -22,7 +23,7 @@ from trl_ziegler.experiments.comparison import (
     value_at,
     write_comparison,
 )
-from trl_ziegler.experiments.comparison_plots import COLOURS, STYLES, Curves, curves_plot, over_logs
+from trl_ziegler.experiments.comparison_plots import COLOURS, STYLES, Curves, _draw_curves, curves_plot, over_logs
 from trl_ziegler.experiments.recipe import EXPERIMENTS
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
@@ -225,6 +226,12 @@ def test_seeds_take_turns_and_every_run_gets_a_page(tmp_path, monkeypatch):
     ]
     assert page == tmp_path / "report.html"
     assert out.getvalue().splitlines()[-1] == f"Comparison: {page}"
+
+
+def test_more_keys_than_line_styles_are_all_drawn():
+    axes, keys = Figure().add_subplot(), ["a", "b", "c", "d"]
+    _draw_curves(axes, Curves("t", "look", "x", keys), {"v": [[{"x": i, **dict.fromkeys(keys, i)} for i in range(3)]]})
+    assert len(axes.lines) == 4 > len(STYLES)
 
 
 @pytest.mark.slow

@@ -17,11 +17,12 @@ from typing import Any, ClassVar
 
 from accelerate import PartialState
 
+from .._files import write_bytes
 from .arguments import SectionedArguments, parse_recipe_arguments
 from .comparison_plots import Curves, curves_plot, seeds_plot
-from .pipeline import versions, write_json
+from .pipeline import read_json, versions, write_json
 from .recipe import EXPERIMENTS, run_recipe
-from .report import page_template, read_json, write_in_one_piece
+from .report import page_template
 from .report_plots import Plot
 
 Figures = Mapping[str, Any]
@@ -172,8 +173,8 @@ def write_comparison(folder: Path, args: ComparisonArguments, title: str) -> Pat
     )
     (folder / "plots").mkdir(exist_ok=True)
     for plot in plots:
-        write_in_one_piece(folder / "plots" / f"{plot.name}.png", plot.png)
-    write_in_one_piece(folder / "report.html", page.encode("utf-8", "replace"))
+        write_bytes(folder / "plots" / f"{plot.name}.png", plot.png)
+    write_bytes(folder / "report.html", page.encode("utf-8", "replace"))
     return folder / "report.html"
 
 

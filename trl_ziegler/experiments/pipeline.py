@@ -182,6 +182,19 @@ def write_yaml(path: Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
+def read_json(path: Path) -> Any:
+    """A file's content, None without a file; `ValueError` names one that is not valid JSON."""
+    return parse_json(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value; `ValueError` says where the text is from that is not valid JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): delete it and run its stage again.") from error
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file."""
     with path.open(encoding="utf-8") as lines:
