@@ -216,8 +216,13 @@ def test_seeds_take_turns_and_every_run_gets_a_page(tmp_path, monkeypatch):
         values = dict(zip(flags[::2], flags[1::2], strict=True))
         asked.append((task, config.name, Path(values["--output_dir"]).parent.name, values["--seed"]))
         write_run(tmp_path, run_of(asked[-1][2], int(values["--seed"]), 1.0))
+        return tmp_path / "a report", None
 
-    monkeypatch.setattr("trl_ziegler.experiments.comparison.run_recipe", pretend)
+    def end(state):
+        assert len(asked) == 4  # a process group that was taken down could not serve the next run
+
+    monkeypatch.setattr("trl_ziegler.experiments.comparison.run_to_report", pretend)
+    monkeypatch.setattr("trl_ziegler.experiments.comparison.end_processes", end)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         page = run_comparison(CONFIGS, ["--config", str(SMOKE), "--output_dir", str(tmp_path)])

@@ -28,7 +28,7 @@ from ..reward_wrapper import RewardFunction
 from ..tasks import Task
 from .data import load_rows
 from .generation import Generator
-from .recipe import start_processes
+from .recipe import end_processes, start_processes
 
 MODEL_OPTIONS = ("model_name_or_path", "lora_", "use_peft", "use_rslora", "use_dora")
 
@@ -119,6 +119,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
     trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Reward model: {args.output_dir}")
+    end_processes(PartialState())
 
 
 def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: ModelConfig) -> None:
@@ -138,6 +139,7 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
     trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Policy: {args.output_dir}")
+    end_processes(PartialState())
 
 
 def check_model_options(model: ModelConfig) -> None:
