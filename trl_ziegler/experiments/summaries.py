@@ -6,7 +6,7 @@ several rounds (Stiennon et al. 2020, section 3.1) the folders of all but the la
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -79,6 +79,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def __init__(self, name: str, args: SummaryArguments, run_dir: Path) -> None:
         super().__init__(name, args, run_dir)
+        self.records: Callable[[Part], list[Record]] = cache(self._records)
         self.world = make_summary_world(name, args)
         self.world.judge(args.label_noise)  # noise that this world does not know is refused here
         self.task = section_task(TASKS[name, args.layout], args.section("task"))
@@ -290,8 +291,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         """The task in the tokenizer's ids."""
         return self.task.bind(self.world.tokenizer)
 
-    @cache  # noqa: B019 (one experiment a run)
-    def records(self, part: Part) -> list[Record]:
+    def _records(self, part: Part) -> list[Record]:
         """Each document of a part as the models read it; see `make_records`."""
         rows = self.world.rows(part)
         if self.args.layout == "ziegler":

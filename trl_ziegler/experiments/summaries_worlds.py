@@ -69,10 +69,10 @@ class LaptopSummaries:
 
     def __init__(self, task: str, args: SummaryArguments) -> None:
         self.task, self.seed = task, args.seed
+        self.rows: Callable[[Part], list[Row]] = cache(self._rows)
         self.sizes = section_config(SummaryWorldConfig, "world", args.section("world"))
 
-    @cache  # noqa: B019 (one world a run)
-    def rows(self, part: Part) -> list[Row]:
+    def _rows(self, part: Part) -> list[Row]:
         """Posts, or news whose last line ends like the others: a query ends at a line's end."""
         count, split = (self.sizes.documents, "train") if part == "train" else (self.sizes.eval_documents, "test")
         if self.task == "tldr":
@@ -123,9 +123,9 @@ class FileSummaries:
         section_config(SummaryWorldConfig, "world", args.section("world"))  # a misspelt key is to be refused
         assert args.model is not None and args.documents is not None  # which the arguments see to
         self.args, self.model, self.source = args, args.model, args.documents
+        self.rows: Callable[[Part], list[Row]] = cache(self._rows)
 
-    @cache  # noqa: B019 (one world a run)
-    def rows(self, part: Part) -> list[Row]:
+    def _rows(self, part: Part) -> list[Row]:
         """The rows of `documents` that `select_summaries` keeps; Ziegler et al. clean them first."""
         return select_summaries(self._all_rows, self.tokenizer, part=part, summary_tokens=self.args.summary_tokens)[0]
 
