@@ -51,6 +51,8 @@ class RewardScriptArguments:
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU; default all cores."})
 
     def __post_init__(self) -> None:
+        if self.normalization_samples < 0:
+            raise ValueError(f"`normalization_samples` is {self.normalization_samples}; give at least 0.")
         if self.eval_size is None:
             return
         if self.eval_dataset_name is not None:
