@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trl_ziegler.actor_critic import response_logits
-from trl_ziegler.experiments import laptop
+from trl_ziegler.experiments import laptop, training
 from trl_ziegler.experiments.arguments import StyleArguments
 from trl_ziegler.experiments.evaluation import Judged, evaluate_policy
 from trl_ziegler.experiments.generation import Generator, Responses, collect_candidates
@@ -450,6 +450,18 @@ def test_more_samples_than_a_batch_holds_are_drawn_in_parts(make_causal_lm, toke
     assert rows == [3, 3, 2, 3, 3, 2]
     assert out.responses.shape == (16, 4)
     assert len({tuple(row) for row in out.responses.tolist()}) == 16
+
+
+def test_processes_share_the_samples_that_a_reward_model_is_normalised_over(monkeypatch):
+    """A sample that each of them scored would be counted by each."""
+    scored = []
+    monkeypatch.setattr(training, "normalize_reward_model", lambda model, *pairs, **rule: scored.append(pairs))
+    samples = [{"prompt_ids": [i], "response_ids": [i, i]} for i in range(5)]
+    for rank in (0, 1):
+        state = SimpleNamespace(process_index=rank, num_processes=2)
+        monkeypatch.setattr(training, "PartialState", lambda state=state: state)
+        training.normalize_over(None, samples)
+    assert scored == [([[0], [2], [4]], [[0, 0], [2, 2], [4, 4]]), ([[1], [3]], [[1, 1], [3, 3]])]
 
 
 def test_a_reward_model_below_chance_stops_the_pipeline():

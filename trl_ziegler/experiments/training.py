@@ -121,15 +121,16 @@ def train_reward_model(
 
 
 def normalize_over(model: PreTrainedModel, samples: list[dict[str, Any]], to: NormalizeTo = "samples") -> None:
-    """Normalise a reward model over rows `prompt_ids`, `response_ids`.
+    """Normalise a reward model over rows `prompt_ids`, `response_ids`, of which each process scores its share.
 
     Args:
         to: `"samples"`: mean 0, deviation 1 over the start model's uncut samples (Ziegler et al. 2019);
             `"references"`: shifted to mean 0 over reference summaries (Stiennon et al. 2020).
     """
     rule: dict[str, Any] = {} if to == "samples" else {"target_std": None, "method": "reference_summaries"}
-    queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
-    normalize_reward_model(model, queries, responses, **rule)
+    state = PartialState()
+    own = samples[state.process_index :: state.num_processes]
+    normalize_reward_model(model, [row["prompt_ids"] for row in own], [row["response_ids"] for row in own], **rule)
 
 
 def normalized_reward_model(folder: Path) -> PreTrainedModel:
