@@ -22,13 +22,7 @@ from ..labelers import CopiedShare, ReferenceOverlap, ScoreLabeler
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import RewardFunction, function_name
-from ..tasks import (
-    CNNDM,
-    STIENNON_CNNDM,
-    STIENNON_TLDR,
-    TLDR,
-    BoundTask,
-)
+from ..tasks import CNNDM, STIENNON_CNNDM, STIENNON_TLDR, TLDR, BoundTask
 from .arguments import SUMMARIZERS, SummaryArguments, section_task
 from .experiment import Experiment, load_model
 from .generation import Generator, authors_of, collect_candidates

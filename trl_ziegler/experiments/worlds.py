@@ -22,9 +22,8 @@ from .data import load_rows
 from .experiment import load_model
 
 HELD_OUT_SHARE = 0.1
-DOCUMENT_SEED = (
-    0  # the order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)
-)
+DOCUMENT_SEED = 0
+"""The order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)."""
 
 
 @dataclass
