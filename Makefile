@@ -19,7 +19,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout=600 $(ARGS)
 
 # Every recipe end to end at a scale of seconds, offline; all are tried before the target fails.
 smoke: $(VENV)/.installed-run

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,10 +31,3 @@ def served(store: str) -> Iterator[PageProcess]:
         yield page
     finally:
         page.kill()
-
-
-def wait_until(condition, timeout: float = 60.0) -> None:
-    give_up = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.02)

@@ -79,7 +79,7 @@ class Slow(Simulated):
         return max(0, len(self._labelled) - self.allowed)
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition, seconds: float = 100.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

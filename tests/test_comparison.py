@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from trl_ziegler.experiments.arguments import parse_recipe_arguments
 from trl_ziegler.experiments.comparison import (
@@ -22,7 +23,7 @@ from trl_ziegler.experiments.comparison import (
     value_at,
     write_comparison,
 )
-from trl_ziegler.experiments.comparison_plots import COLOURS, STYLES, Curves, curves_plot, over_logs
+from trl_ziegler.experiments.comparison_plots import COLOURS, STYLES, Curves, _draw_curves, curves_plot, over_logs
 from trl_ziegler.experiments.recipe import EXPERIMENTS
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
@@ -215,8 +216,13 @@ def test_seeds_take_turns_and_every_run_gets_a_page(tmp_path, monkeypatch):
         values = dict(zip(flags[::2], flags[1::2], strict=True))
         asked.append((task, config.name, Path(values["--output_dir"]).parent.name, values["--seed"]))
         write_run(tmp_path, run_of(asked[-1][2], int(values["--seed"]), 1.0))
+        return tmp_path / "a report", None
 
-    monkeypatch.setattr("trl_ziegler.experiments.comparison.run_recipe", pretend)
+    def end(state):
+        assert len(asked) == 4  # a process group that was taken down could not serve the next run
+
+    monkeypatch.setattr("trl_ziegler.experiments.comparison.run_to_report", pretend)
+    monkeypatch.setattr("trl_ziegler.experiments.comparison.end_processes", end)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         page = run_comparison(CONFIGS, ["--config", str(SMOKE), "--output_dir", str(tmp_path)])
@@ -225,6 +231,12 @@ def test_seeds_take_turns_and_every_run_gets_a_page(tmp_path, monkeypatch):
     ]
     assert page == tmp_path / "report.html"
     assert out.getvalue().splitlines()[-1] == f"Comparison: {page}"
+
+
+def test_more_keys_than_line_styles_are_all_drawn():
+    axes, keys = Figure().add_subplot(), ["a", "b", "c", "d"]
+    _draw_curves(axes, Curves("t", "look", "x", keys), {"v": [[{"x": i, **dict.fromkeys(keys, i)} for i in range(3)]]})
+    assert len(axes.lines) == 4 > len(STYLES)
 
 
 @pytest.mark.slow

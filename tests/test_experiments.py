@@ -3,12 +3,13 @@
 import gzip
 import json
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from trl_ziegler.actor_critic import response_logits
-from trl_ziegler.experiments import laptop
+from trl_ziegler.experiments import laptop, training
 from trl_ziegler.experiments.arguments import StyleArguments
 from trl_ziegler.experiments.evaluation import Judged, evaluate_policy
 from trl_ziegler.experiments.generation import Generator, Responses, collect_candidates
@@ -388,6 +389,21 @@ def test_the_reward_models_card_says_who_labelled(tmp_path, monkeypatch, changes
     assert experiment.trainer_config("reward", tmp_path).label_origin == origin
 
 
+def test_one_process_alone_notes_which_ready_models_are_used(tmp_path, monkeypatch):
+    """Two at once would write and move the same temporary file."""
+    own = {"model": "org/lm", "documents": "texts.jsonl", "judge_model": "org/judge"}
+    experiment = StyleExperiment("sentiment", StyleArguments(**own), tmp_path)
+    notes = {"start.json": {"model": "org/lm"}, "metrics.json": {"model": "org/judge"}}
+    for main in (False, True):
+        for module in ("style", "training"):
+            state = SimpleNamespace(is_main_process=main)
+            monkeypatch.setattr(f"trl_ziegler.experiments.{module}.PartialState", lambda state=state: state)
+        experiment.classifier(tmp_path)
+        experiment.sft(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == (set(notes) if main else set())
+    assert {name: json.loads((tmp_path / name).read_text()) for name in notes} == notes
+
+
 def test_the_laptop_world_needs_a_trained_start_model(tmp_path):
     with pytest.raises(ValueError, match="The section 'sft' is empty, but the laptop world has no trained model"):
         StyleExperiment("sentiment", StyleArguments(), tmp_path).sft(tmp_path)
@@ -434,6 +450,18 @@ def test_more_samples_than_a_batch_holds_are_drawn_in_parts(make_causal_lm, toke
     assert rows == [3, 3, 2, 3, 3, 2]
     assert out.responses.shape == (16, 4)
     assert len({tuple(row) for row in out.responses.tolist()}) == 16
+
+
+def test_processes_share_the_samples_that_a_reward_model_is_normalised_over(monkeypatch):
+    """A sample that each of them scored would be counted by each."""
+    scored = []
+    monkeypatch.setattr(training, "normalize_reward_model", lambda model, *pairs, **rule: scored.append(pairs))
+    samples = [{"prompt_ids": [i], "response_ids": [i, i]} for i in range(5)]
+    for rank in (0, 1):
+        state = SimpleNamespace(process_index=rank, num_processes=2)
+        monkeypatch.setattr(training, "PartialState", lambda state=state: state)
+        training.normalize_over(None, samples)
+    assert scored == [([[0], [2], [4]], [[0, 0], [2, 2], [4, 4]]), ([[1], [3]], [[1, 1], [3, 3]])]
 
 
 def test_a_reward_model_below_chance_stops_the_pipeline():

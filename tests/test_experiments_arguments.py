@@ -1,16 +1,20 @@
 """A recipe's arguments: flags over YAML over defaults, and sections checked against their stage's own config."""
 
+from functools import partial
+
 import pytest
 from transformers import TrainingArguments
 
 from trl_ziegler.experiments.arguments import (
     RecipeArguments,
     StyleArguments,
+    SummaryArguments,
     parse_recipe_arguments,
     section_config,
     section_task,
     split_section_flags,
 )
+from trl_ziegler.experiments.own_data import RewardScriptArguments
 from trl_ziegler.tasks import BOOKS
 
 
@@ -77,15 +81,20 @@ def test_impossible_arguments_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("kind", "changes", "sentence"),
     [
-        ({"num_labels": -3}, "`num_labels` is -3; give at least 1."),
-        ({"batch_size": 0}, "`batch_size` is 0; give at least 1."),
-        ({"cpu_threads": 0}, "`cpu_threads` is 0; give at least 1."),
-        ({"frontier_samples": 0}, "`frontier_samples` is 0; give at least 1."),
-        ({"label_error_rate": 5}, "`label_error_rate` is 5; give a share between 0 and 1."),
+        (StyleArguments, {"num_labels": -3}, "`num_labels` is -3; give at least 1."),
+        (StyleArguments, {"batch_size": 0}, "`batch_size` is 0; give at least 1."),
+        (StyleArguments, {"cpu_threads": 0}, "`cpu_threads` is 0; give at least 1."),
+        (StyleArguments, {"frontier_samples": 0}, "`frontier_samples` is 0; give at least 1."),
+        (StyleArguments, {"num_eval_labels": 0}, "`num_eval_labels` is 0; give at least 1."),
+        (StyleArguments, {"shared_trunk_labels": -1}, "`shared_trunk_labels` is -1; give at least 0."),
+        (StyleArguments, {"label_error_rate": 5}, "`label_error_rate` is 5; give a share between 0 and 1."),
+        (SummaryArguments, {"num_curve_queries": 0}, "`num_curve_queries` is 0; give at least 1."),
+        (SummaryArguments, {"few_shot_examples": -1}, "`few_shot_examples` is -1; give at least 0."),
+        (partial(RewardScriptArguments, "x"), {"normalization_samples": -1}, "`normalization_samples` is -1; give at"),
     ],
 )
-def test_impossible_counts_are_refused_before_anything_is_trained(changes, sentence):
+def test_impossible_counts_are_refused_before_anything_is_trained(kind, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        StyleArguments(**changes)
+        kind(**changes)

@@ -1,8 +1,25 @@
-"""Files and folders are written whole or not at all."""
+"""Folders of models that must be there; files and folders that are written whole or not at all."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from trl import ModelConfig
 
-from trl_ziegler._files import written_whole
+from trl_ziegler import _files
+from trl_ziegler._files import folder_or_hub_id, written_whole
+from trl_ziegler.experiments.arguments import StyleArguments, SummaryArguments
+from trl_ziegler.experiments.experiment import load_model
+from trl_ziegler.experiments.own_data import check_model_options
+from trl_ziegler.experiments.summaries_worlds import FileSummaries
+from trl_ziegler.experiments.training import start_model
+from trl_ziegler.experiments.worlds import FileWorld
+from trl_ziegler.labelers import SentimentScorer
+from trl_ziegler.reward_model import load_reward_model
 
 
 def contents(folder):
@@ -27,3 +44,62 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path):
         (folder / "weights").write_text("half")
         raise OSError("disk full")
     assert contents(tmp_path) == {"weights": "old"}
+
+
+KILLED = """
+import os, signal, sys
+from _files import written_whole  # alone, without the package and its imports
+with written_whole(sys.argv[1]) as folder:
+    (folder / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(_files.__file__).parent)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    host, number = re.fullmatch(r"\.saving-(.*)-(\d+)-\w+", left.name).groups()
+    kept = [f"{host}-{os.getppid()}-x", f"elsewhere-{number}-x", f"{host}-notes", "me"]
+    for name in kept:
+        (tmp_path / f".saving-{name}").mkdir()
+    with written_whole(tmp_path) as folder:
+        (folder / "weights").write_text("new")
+    assert contents(tmp_path) == {"weights": "new"}
+    assert {path.name for path in tmp_path.iterdir()} == {"weights", *(f".saving-{name}" for name in kept)}
+
+
+@pytest.mark.parametrize(
+    "path", ["./model", "../model", "~/model", "/model", "runs/model/", "runs/one/model", ".\\model"]
+)
+def test_a_path_where_nothing_is_is_no_hub_id(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"The folder {path} does not exist; give the one of")):
+        folder_or_hub_id(path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2", "Qwen/Qwen2.5-0.5B", "3ammar/x_y"])
+def test_hub_ids_and_folders_that_are_there_pass(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder_or_hub_id(name) == name
+    assert folder_or_hub_id(tmp_path) == str(tmp_path)
+    assert folder_or_hub_id("./") == "./"
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_reward_model,
+        load_model,
+        SentimentScorer,
+        lambda path: check_model_options(ModelConfig(path)),
+        lambda path: FileWorld(StyleArguments(model=path, documents=path)).classifier(),
+        lambda path: FileWorld(StyleArguments(model=path, documents=path)).start_model(),
+        lambda path: FileSummaries(SummaryArguments(model=path, documents=path)).start_model(),
+        lambda path: FileSummaries(SummaryArguments(model=path, documents=path)).tokenizer,
+        lambda path: start_model(Path("never"), "sft", path, None, None, None),
+    ],
+)
+def test_everything_that_loads_a_model_says_so(load):
+    with pytest.raises(FileNotFoundError, match=r"The folder \./nothing does not exist"):
+        load("./nothing")

@@ -19,7 +19,7 @@ def make_labeler(store):
 
     def make(**options) -> HumanLabeler:
         return HumanLabeler(
-            store, **{"repeats": 1, "poll_seconds": 0.01, "progress": False, "timeout": 10.0, **options}
+            store, **{"repeats": 1, "poll_seconds": 0.01, "progress": False, "timeout": 60.0, **options}
         )
 
     return make

@@ -34,9 +34,9 @@ SCRIPTS = Path(__file__).parent / "label_scripts.py"
 
 @contextmanager
 def script(name: str, location: str) -> Iterator[subprocess.Popen]:
-    """A process of `label_scripts.py`, which does not outlive the test."""
+    """A process of `label_scripts.py`, which neither outlives the test nor runs far ahead of its reader."""
     command = [sys.executable, str(SCRIPTS), name, location]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pipesize=4096)
     try:
         yield process
     finally:
@@ -269,7 +269,7 @@ class TestRacesOnPostgresql:
                 future = pool.submit(store.take, "ann")
                 time.sleep(0.2)
                 assert not future.done()
-            assert future.result(timeout=10).comparison.id == only
+            assert future.result(timeout=60).comparison.id == only
 
     def test_a_locked_comparison_is_passed_over(self, store):
         ids = store.add(records(2), repeats=2).ids

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from label_records import records
-from label_servers import served, wait_until
+from label_servers import PageProcess, served
 from label_visitor import HOSTILE
 from sqlalchemy import select
 
@@ -26,7 +26,7 @@ def path(tmp_path) -> str:
     return str(tmp_path / "labels.db")
 
 
-def answer_in_turn(page: PageClient, all_here: threading.Barrier, given: list) -> None:
+def answer_in_turn(page: PageClient, all_here: threading.Barrier, given: list, then=lambda: None) -> None:
     """Once all have work, choose the completion named by the next of 0..3 until none is left; note what is counted."""
     work = page.next()
     all_here.wait(timeout=60)
@@ -34,6 +34,7 @@ def answer_in_turn(page: PageClient, all_here: threading.Barrier, given: list) -
         wanted = len(given) % 4
         place = next(i for i, text in enumerate(work["completions"]) if text.endswith(f".{wanted}"))
         given.append((page.answer(work["id"], place=place, seconds=0.01), work["id"], wanted))
+        then()
         work = page.next()
 
 
@@ -67,26 +68,27 @@ def test_killed_under_load_it_loses_no_acknowledged_answer(path):
         tokens = {name: store.add_labeller(name) for name in NAMES}
     given = {name: [] for name in NAMES}
 
-    all_here = threading.Barrier(len(NAMES))
+    all_here, killing = threading.Barrier(len(NAMES)), threading.Lock()
 
-    def until_the_end(name: str, address: str) -> str:
+    def until_the_end(name: str, page: PageProcess) -> str:
+        def kill_at_forty() -> None:
+            if sum(map(len, given.values())) >= 40 and killing.acquire(blocking=False):
+                page.kill()
+
         try:
-            answer_in_turn(PageClient(address, tokens[name]), all_here, given[name])
+            answer_in_turn(PageClient(page.address, tokens[name]), all_here, given[name], kill_at_forty)
         except OSError:
             return "cut off"
         return "nothing left"
 
     with served(path) as page, ThreadPoolExecutor(10) as pool:
-        ends = [pool.submit(until_the_end, name, page.address) for name in NAMES]
-        wait_until(lambda: sum(map(len, given.values())) >= 40)
-        page.kill()
-        assert [end.result(timeout=60) for end in ends] == ["cut off"] * 10
+        assert list(pool.map(lambda name: until_the_end(name, page), NAMES)) == ["cut off"] * 10
     with LabelStore(path) as store:
         kept = stored(store)
     for name in NAMES:  # what was written without a reply may be there too, at most one of each
         assert set(given[name]) <= kept[name] and len(kept[name]) <= len(given[name]) + 1
     with served(path) as page, ThreadPoolExecutor(10) as pool:
-        ends = list(pool.map(lambda name: until_the_end(name, page.address), NAMES))
+        ends = list(pool.map(lambda name: until_the_end(name, page), NAMES))
     assert ends == ["nothing left"] * 10
     with LabelStore(path) as store:
         assert (store.counts().labels, store.counts().remaining) == (400, 0)
@@ -211,7 +213,7 @@ def test_ten_people_label_by_keyboard_at_once(path, browser):
         for answer in answers(store):
             comparison = next(c for c in (first, *others) if c.id == answer.comparison_id)
             assert comparison.completions[answer.label].strip() in chosen[answer.labeller]
-            assert 0.25 <= answer.seconds < 60
+            assert 0.25 <= answer.seconds < 600
 
 
 def test_every_act_has_its_key(path, browser):

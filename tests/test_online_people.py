@@ -21,21 +21,21 @@ def started(*arguments) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=250)
     assert process.returncode == 0, errors[-3000:]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_people_answer_in_another_process_and_a_kill_while_waiting_loses_nothing(folder):
     """The first sitting gives labels for one update; the run waits for more, is killed, and goes on with a second."""
     first = SCHEDULE.labels_before(4) - 1
     run = started("run", folder)
-    wait_until(lambda: (folder / "labels.db").exists(), 60)
+    wait_until(lambda: (folder / "labels.db").exists())
     ended(started("answer", folder, first))
-    wait_until(lambda: (folder / "run" / "checkpoint-2" / "trainer_state.json").exists(), 60)
+    wait_until(lambda: (folder / "run" / "checkpoint-2" / "trainer_state.json").exists())
     labels = folder / "online" / "labels.jsonl"
-    wait_until(lambda: len(labels.read_text().splitlines()) == first, 60)
+    wait_until(lambda: len(labels.read_text().splitlines()) == first)
     assert run.poll() is None  # it waits
     assert not (folder / "run" / "checkpoint-4").exists()
     run.send_signal(signal.SIGKILL)

@@ -144,8 +144,9 @@ def test_a_stopped_recipe_reports_the_reason_and_goes_on(tmp_path, monkeypatch, 
     assert labels[0] == 32 and labels == sorted(labels) and labels[-1] > before >= 60
     assert sum("objective/kl" in row for row in rows) == 4
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["reward_model"]["n"] == 16 and metrics["online"]["labels"] == labels[-1]
     held_out = [json.loads(line) for line in (tmp_path / "label" / "labels.jsonl").read_text().splitlines()]
+    # Of sixteen queries, those that four candidates were found for.
+    assert metrics["reward_model"]["n"] == len(held_out) > 8 and metrics["online"]["labels"] == labels[-1]
     asked = (tmp_path / "policy" / "collection").glob("comparisons-*.jsonl")
     online_prompts = {json.loads(line)["prompt"] for file in asked for line in file.read_text().splitlines()}
     assert not online_prompts & {row["prompt"] for row in held_out}

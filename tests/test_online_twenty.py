@@ -93,12 +93,16 @@ def test_tokens_are_read_by_name_and_a_broken_line_is_not_repeated(tmp_path):
 
 
 class Page:
-    """Has one queue of comparisons for all; refuses everybody once it is empty."""
+    """Has one queue of comparisons for all, who begin together; refuses everybody once it is empty."""
 
-    def __init__(self, count):
+    def __init__(self, count, people=1):
         self.left, self.given, self.lock = list(range(count)), [], threading.Lock()
+        self.all_here, self.own = threading.Barrier(people, timeout=60), threading.local()
 
     def next(self):
+        if not hasattr(self.own, "begun"):
+            self.all_here.wait()
+            self.own.begun = True
         with self.lock:
             if not self.left:
                 raise PermissionError("the page is closed")
@@ -110,7 +114,7 @@ class Page:
 
 
 def test_all_of_them_answer_what_is_shown_until_one_is_refused():
-    page, counts = Page(40), {"ann": 0, "bob": 0}
+    page, counts = Page(40, people=2), {"ann": 0, "bob": 0}
     people = dict.fromkeys(counts, ScoreLabeler(LengthScorer()))
     with pytest.raises(PermissionError, match="the page is closed"):
         answer_together(dict.fromkeys(counts, page), people, 0.002, counts)
@@ -137,7 +141,7 @@ def test_the_refusal_of_one_ends_the_work_of_the_others():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_twenty_people_label_a_run_over_http_and_every_answer_is_counted(tmp_path):
     run = tmp_path / "run"
     environment = {
@@ -146,7 +150,7 @@ def test_twenty_people_label_a_run_over_http_and_every_answer_is_counted(tmp_pat
     }  # fmt: skip
     command = ["bash", str(ROOT / "recipes" / "twenty_labellers.sh"), str(run), "--online_margin", "8"]
     done = subprocess.run(
-        [*command, "--cpu_threads", "1"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280
+        [*command, "--cpu_threads", "1"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=580
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.strip().splitlines()

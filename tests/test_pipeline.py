@@ -1,10 +1,14 @@
 """Stages: finished ones are skipped, half-written ones redone, nothing of the user's is lost."""
 
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from trl_ziegler._files import write_jsonl
+from trl_ziegler.experiments import pipeline
 from trl_ziegler.experiments.pipeline import (
     MANIFEST,
     SETTINGS,
@@ -116,6 +120,34 @@ def test_only_finished_stages_are_copied_and_only_where_asked(tmp_path, make_sta
     assert ran == ["one"]  # "two" rests on equal settings, whoever made "one"
     run_stages(tmp_path / "third", make_stages())
     assert ran == ["one", "one", "two", "three"]
+
+
+def test_no_process_changes_what_another_has_yet_to_look_at(tmp_path, make_stages, monkeypatch):
+    run_stages(tmp_path / "first", make_stages())
+    barrier, moved, own = threading.Barrier(2, timeout=10), threading.Event(), threading.local()
+    look, move = pipeline.is_complete, os.replace
+
+    class State:
+        is_main_process = property(lambda self: own.main)
+        wait_for_everyone = staticmethod(barrier.wait)
+        print = staticmethod(lambda text: None)
+
+    def look_late(folder, fingerprint):
+        if not own.main:
+            moved.wait(0.5)
+        return look(folder, fingerprint)
+
+    def process(main):
+        own.main = main
+        run_stages(tmp_path / "second", make_stages(), reuse_from=tmp_path / "first")
+
+    monkeypatch.setattr(pipeline, "PartialState", State)
+    monkeypatch.setattr(pipeline, "is_complete", look_late)
+    monkeypatch.setattr(os, "replace", lambda *paths: (move(*paths), moved.set()))
+    with ThreadPoolExecutor(2) as pool:
+        for ended in [pool.submit(process, main) for main in (True, False)]:
+            ended.result()
+    assert (tmp_path / "second" / "three" / "result.txt").is_file()
 
 
 def test_files_are_written_whole(tmp_path, monkeypatch):

@@ -71,3 +71,15 @@ def test_a_recipe_runs_in_two_processes(tmp_path):
     assert len(first) == len(second)
     queries = [{json.loads(line)["prompt"] for line in lines} for lines in (first, second)]
     assert queries[0] != queries[1]  # each rank its own
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_comparison_runs_one_recipe_after_another_in_two_processes(tmp_path):
+    output = launched(
+        *("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/two_cpu_processes.yaml"),
+        *("--main_process_port", "29533", "recipes/experiments.py", "--output_dir", str(tmp_path / "all")),
+        *("--config", "recipes/configs/experiments/smoke.yaml", "--seeds", "1"),
+    )
+    assert output.count("Using 1 CPU threads in each of 2 processes.") == 3  # the comparison, and each of its runs
+    assert f"Comparison: {tmp_path / 'all' / 'report.html'}" in output

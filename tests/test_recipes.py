@@ -249,6 +249,18 @@ def test_a_run_leaves_every_artifact_and_names_its_report_last(sentiment_run):
 
 
 @pytest.mark.slow
+def test_the_reward_model_and_the_policy_of_a_run_have_cards(sentiment_run):
+    folder, _ = sentiment_run
+    origin = "a simulated labeller of the task sentiment, 0% of its labels slips"
+    reward, policy = ((folder / name / "model" / "README.md").read_text() for name in ("reward", "policy"))
+    assert f"- Labels: {origin}." in reward and "- Held-out labels: accuracy 0." in reward
+    assert f'load_reward_model("{folder}/reward/model")' in reward
+    assert f"`model`, weight 1: a reward model; its labels: {origin}." in policy
+    rate = metrics_of(folder)["win_rate"]["zero_shot"]["value"]
+    assert f"| `zero_shot` | {rate:.3f} | " in policy
+
+
+@pytest.mark.slow
 def test_a_runs_metrics_have_the_promised_names(sentiment_run):
     folder, _ = sentiment_run
     metrics = metrics_of(folder)

@@ -226,3 +226,15 @@ def test_names_of_models_and_functions(make_classifier):
     assert function_name(model) == "judge"
     assert function_name(len) == "len"
     assert function_name(functools.partial(len)) == "partial"
+
+
+def test_a_function_that_tells_no_signature_is_called(tokenizer, texts):
+    class Silent:
+        @property
+        def __signature__(self):
+            raise ValueError("no signature found")  # as `inspect` does for much of what is written in C
+
+        def __call__(self, prompts, completions):
+            return [2.0, 3.0]
+
+    assert build(tokenizer, [Silent()]).score(*texts, {}).raw.tolist() == [2.0, 3.0]

@@ -149,8 +149,8 @@ def test_every_pass_has_each_label_once_in_a_new_order():
 
 
 def test_a_policy_and_its_log_are_left_behind(tmp_path, start):
-    folder = tmp_path / "policy"
-    folder.mkdir()
+    folder = tmp_path / "run" / "policy.partial"
+    folder.mkdir(parents=True)
     queries = [{"prompt": f"{i}", "prompt_ids": [5, i]} for i in range(8)]
     config = ZieglerPPOConfig(str(folder), **{**SMALL_RUN, "max_steps": 1})
     arguments = (reward_config(folder), start, queries, letter_e, TASK, [*LABELS, *HELD_OUT], SAMPLES)
@@ -159,6 +159,10 @@ def test_a_policy_and_its_log_are_left_behind(tmp_path, start):
     row = json.loads((folder / "log_history.json").read_text())[0]
     assert row["score/true"] == row["rewards/letter_e"]
     assert row["labels/epochs"] == 1.0  # 2 steps of 4 of the 8 labels
+    card = (folder / "model" / "README.md").read_text()
+    assert "# Model Card for run-policy" in card
+    assert f'ActorCritic.from_pretrained("{tmp_path}/run/policy/model")' in card and ".partial" not in card
+    assert "`letter_e`, weight 0 (only logged): a function." in card
 
 
 def test_what_cannot_work_is_refused(monkeypatch):

@@ -1,6 +1,8 @@
 """What a summarization run is made of: its stages and their settings, records and candidates."""
 
+import gc
 import shutil
+import weakref
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -273,3 +275,13 @@ def test_a_source_is_asked_for_the_rows_that_it_writes_for(mixed, scripted):
 def test_the_policy_writes_from_the_second_round_on(mixed):
     rows, _ = mixed(["supervised", "policy"], 2, records_of(5))
     assert rows[0]["sources"] == ["supervised", "supervised"]
+
+
+def test_a_run_that_has_ended_leaves_its_texts_to_the_next(make_experiment):
+    """A comparison makes many runs in one process."""
+    experiment = make_experiment(world={"documents": 20, "eval_documents": 5})
+    assert experiment.records("train") is experiment.records("train")
+    ended = weakref.ref(experiment), weakref.ref(experiment.world)
+    del experiment
+    gc.collect()
+    assert [reference() for reference in ended] == [None, None]

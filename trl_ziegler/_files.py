@@ -1,12 +1,26 @@
-"""Writing files so that a killed process leaves the old file or the whole new one, never half of it."""
+"""Folders that must be there, and files of which a killed process leaves the old or the whole new one, never half."""
 
 import contextlib
+import glob
 import json
 import os
+import re
+import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+HUB_ID = re.compile(r"[^~./\\][^/\\]*(/[^/\\]+)?")
+
+
+def folder_or_hub_id(model: str | os.PathLike) -> str:
+    """`model` as text; `FileNotFoundError` where it can only be meant as a path, and nothing is there."""
+    name = os.fspath(model)
+    if not os.path.exists(name) and not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"The folder {name} does not exist; give the one of a model, or a hub id.")
+    return name
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
@@ -21,11 +35,17 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
 def written_whole(folder: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder to write files into, which are moved to `folder` when all of them are complete.
 
-    An exception or a kill before that leaves `folder` as it was.
+    An exception or a kill before that leaves `folder` as it was, but for what a kill left of the temporary one; the
+    next call on this machine removes that.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+    prefix = f".saving-{socket.gethostname()}-"
+    for left in folder.glob(f"{glob.escape(prefix)}*"):
+        process = left.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not is_alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=folder) as temporary:
         yield Path(temporary)
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
             target = folder / file.relative_to(temporary)
@@ -33,9 +53,25 @@ def written_whole(folder: str | os.PathLike) -> Iterator[Path]:
             os.replace(file, target)
 
 
+def is_alive(process: int) -> bool:
+    """Whether this machine has a process of that number, whoever owns it."""
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write bytes atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_bytes(path, text.encode())
 
 
 def write_jsonl(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:

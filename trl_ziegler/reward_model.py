@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
+from ._files import folder_or_hub_id
 from .functional import gain_and_bias
 from .preference_collator import right_padded
 from .prefix_sharing import (
@@ -101,11 +102,12 @@ def load_reward_model(
         kwargs: Go to `from_pretrained`. `dtype` is float32 unless given; `trust_remote_code` is refused.
 
     Raises:
+        FileNotFoundError: a path where nothing is.
         ValueError: remote code, a classifier with another number of labels, or an architecture without a `score` head.
     """
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code=True` is not supported; load the model yourself and pass the object.")
-    path = os.fspath(path)
+    path = folder_or_hub_id(path)
     hub: dict[str, Any] = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if find_adapter_config_file(path, **hub) is not None:
         return _load_adapter(path, seed, is_trainable, hub, kwargs)

@@ -159,7 +159,11 @@ class KLEntropyReward:
 def check_call(function: Callable, name: str, columns: dict[str, list]) -> None:
     """`ValueError` for a function that cannot be called as `f(prompts, completions, **columns)`."""
     try:
-        inspect.signature(function).bind([], [], **columns)
+        signature = inspect.signature(function)
+    except ValueError:  # a function written in C may not tell; the call will
+        return
+    try:
+        signature.bind([], [], **columns)
     except TypeError as error:
         raise ValueError(
             f"Reward function '{name}' cannot be called with prompts, completions and the columns "

@@ -15,5 +15,5 @@ def launch_two(script: str, *arguments: str) -> None:
     command += [str(Path(__file__).parent / script), *arguments]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]

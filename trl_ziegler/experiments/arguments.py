@@ -49,8 +49,9 @@ class RecipeArguments(SectionedArguments):
     sections: ClassVar[tuple[str, ...]] = ("task", "world", "sft", "reward", "policy")
     counts: ClassVar[tuple[str, ...]] = (
         "num_labels", "num_policy_queries", "num_eval_queries", "num_normalization_samples", "batch_size",
-        "cpu_threads",
+        "cpu_threads", "num_eval_labels",
     )  # fmt: skip
+    counts_from_zero: ClassVar[tuple[str, ...]] = ()
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Run directory; default runs/<task>/<name of the config file>."}
@@ -129,15 +130,12 @@ class RecipeArguments(SectionedArguments):
         super().__post_init__()
         if self.num_candidates < 2:
             raise ValueError(f"`num_candidates` is {self.num_candidates}; a comparison needs at least 2.")
-        for name in self.counts:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; give at least 1.")
+        for least, names in ((1, self.counts), (0, self.counts_from_zero)):
+            for name in names:
+                if (value := getattr(self, name)) is not None and value < least:
+                    raise ValueError(f"`{name}` is {value}; give at least {least}.")
         if not 0 <= self.label_error_rate <= 1:
             raise ValueError(f"`label_error_rate` is {self.label_error_rate}; give a share between 0 and 1.")
-        if self.num_eval_labels < 1:
-            raise ValueError(
-                f"`num_eval_labels` is {self.num_eval_labels}; the reward model's accuracy needs held-out labels."
-            )
         if (self.model is None) != (self.documents is None):
             raise ValueError(
                 "`model` and `documents` go together: give both for your own, or neither for the laptop world."
@@ -175,6 +173,7 @@ class StyleArguments(RecipeArguments):
 
     sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "classifier")
     counts: ClassVar[tuple[str, ...]] = (*RecipeArguments.counts, "frontier_queries", "frontier_samples")
+    counts_from_zero: ClassVar[tuple[str, ...]] = ("shared_trunk_labels",)
 
     documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
     reviews: str | None = field(
@@ -221,6 +220,8 @@ class SummaryArguments(RecipeArguments):
     """Settings of a summarization. `documents` has texts and summaries in one of the layouts of `summaries_data`."""
 
     sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "base")
+    counts: ClassVar[tuple[str, ...]] = (*RecipeArguments.counts, "rounds", "num_curve_queries")
+    counts_from_zero: ClassVar[tuple[str, ...]] = ("few_shot_examples",)
 
     layout: Literal["ziegler", "stiennon"] = field(
         default="ziegler",
@@ -271,8 +272,6 @@ class SummaryArguments(RecipeArguments):
             raise ValueError(
                 f"`candidate_sources` is {self.candidate_sources}; the first round needs 'supervised' or 'zero_shot'."
             )
-        if self.rounds < 1:
-            raise ValueError(f"`rounds` is {self.rounds}; give at least 1.")
         if self.mode == "online":
             self._check_online()
         if self.label_store is not None and self.label_noise:

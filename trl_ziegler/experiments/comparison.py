@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from accelerate import PartialState
-
+from .._files import write_bytes
 from .arguments import SectionedArguments, parse_recipe_arguments
 from .comparison_plots import Curves, curves_plot, seeds_plot
-from .pipeline import versions, write_json
-from .recipe import EXPERIMENTS, run_recipe
-from .report import page_template, read_json, write_in_one_piece
+from .pipeline import read_json, versions, write_json
+from .recipe import EXPERIMENTS, end_processes, run_to_report, start_processes
+from .report import page_template
 from .report_plots import Plot
 
 Figures = Mapping[str, Any]
@@ -101,13 +100,17 @@ def run_comparison(configs: Path, argv: Sequence[str] | None = None) -> Path:
         raise ValueError(f"`scale` is '{args.scale}', but there is no {config}; give the name of a file there.")
     folder = Path(args.output_dir or Path("runs", "experiments", name))
     page = folder / "report.html"
+    state = start_processes(args.cpu_threads)
     # Seeds go last, so that there is something to compare after the first of them.
     for seed, variant in itertools.product(args.seeds, args.chosen):
-        PartialState().print(f"== {variant}, seed {seed}")
-        run_recipe(args.task, config, flags_of_run(args, folder, variant, seed))
-        if PartialState().is_main_process:
+        state.print(f"== {variant}, seed {seed}")
+        _, stopped = run_to_report(args.task, config, flags_of_run(args, folder, variant, seed))
+        if state.is_main_process:
             page = write_comparison(folder, args, args.title or name)
-    PartialState().print(f"Comparison: {page}")
+        if stopped is not None:
+            raise SystemExit(stopped)
+    state.print(f"Comparison: {page}")
+    end_processes(state)
     return page
 
 
@@ -172,8 +175,8 @@ def write_comparison(folder: Path, args: ComparisonArguments, title: str) -> Pat
     )
     (folder / "plots").mkdir(exist_ok=True)
     for plot in plots:
-        write_in_one_piece(folder / "plots" / f"{plot.name}.png", plot.png)
-    write_in_one_piece(folder / "report.html", page.encode("utf-8", "replace"))
+        write_bytes(folder / "plots" / f"{plot.name}.png", plot.png)
+    write_bytes(folder / "report.html", page.encode("utf-8", "replace"))
     return folder / "report.html"
 
 

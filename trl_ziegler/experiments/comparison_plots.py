@@ -56,7 +56,7 @@ def over_logs(logs: Sequence[Sequence[Row]], x: str, y: str) -> tuple[np.ndarray
 
 def _draw_curves(axes: Axes, curves: Curves, logs: Mapping[str, Sequence[Sequence[Row]]]) -> None:
     for (variant, own), colour in zip(logs.items(), COLOURS * len(logs), strict=False):
-        for key, style in zip(curves.keys, STYLES, strict=False):
+        for key, style in zip(curves.keys, STYLES * len(curves.keys), strict=False):
             x, y = over_logs(own, curves.x, key)
             if not y.size:
                 continue

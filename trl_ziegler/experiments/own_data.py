@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
+from .._files import folder_or_hub_id
 from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
@@ -27,7 +28,7 @@ from ..reward_wrapper import RewardFunction
 from ..tasks import Task
 from .data import load_rows
 from .generation import Generator
-from .recipe import start_processes
+from .recipe import end_processes, start_processes
 
 MODEL_OPTIONS = ("model_name_or_path", "lora_", "use_peft", "use_rslora", "use_dora")
 
@@ -50,6 +51,8 @@ class RewardScriptArguments:
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU; default all cores."})
 
     def __post_init__(self) -> None:
+        if self.normalization_samples < 0:
+            raise ValueError(f"`normalization_samples` is {self.normalization_samples}; give at least 0.")
         if self.eval_size is None:
             return
         if self.eval_dataset_name is not None:
@@ -118,6 +121,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
     trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Reward model: {args.output_dir}")
+    end_processes(PartialState())
 
 
 def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: ModelConfig) -> None:
@@ -137,12 +141,14 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
     trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Policy: {args.output_dir}")
+    end_processes(PartialState())
 
 
 def check_model_options(model: ModelConfig) -> None:
     """Refuse by name what these scripts do not read of `ModelConfig`: everything but the model and its adapter."""
     if model.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing; give the folder or hub id of the start model.")
+    folder_or_hub_id(model.model_name_or_path)
     for item in fields(ModelConfig):
         value = getattr(model, item.name)
         if not item.name.startswith(MODEL_OPTIONS) and value != item.default:

@@ -60,20 +60,21 @@ def run_stages(
     unknown = [name for name in selected if name not in names]
     if unknown:
         raise ValueError(f"`stages` names '{unknown[0]}'; the stages of this recipe are {', '.join(names)}.")
-    upstream = ""
+    last, upstream = max(selected, key=names.index), ""
     for stage in stages:
         fingerprint = hash_of({"settings": stage.settings, "upstream": upstream})
         done = is_complete(run_dir / stage.name, fingerprint)
         if stage.name in selected and not done:
             twin = find_twin(reuse_from, stage.name, fingerprint)
+            PartialState().wait_for_everyone()  # all have looked before one changes anything
             if twin is None:
                 _run_stage(run_dir, stage, fingerprint)
             else:
                 _copy_stage(run_dir, stage.name, twin)
-        elif stage.name not in selected and not done and names.index(stage.name) < max(map(names.index, selected)):
+        elif not done and names.index(stage.name) < names.index(last):
             raise ValueError(
-                f"Stage '{stage.name}' is not complete with these settings, and '{selected[-1]}' builds on it; run it "
-                "too (leave `--stages` out, or add it)."
+                f"Stage '{stage.name}' is not complete with these settings, and '{last}' builds on it; run it too "
+                "(leave `--stages` out, or add it)."
             )
         upstream = fingerprint
 
@@ -179,6 +180,19 @@ def write_json(path: Path, value: Any) -> None:
 def write_yaml(path: Path, value: Any) -> None:
     """Write YAML, atomically, in the order given."""
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def read_json(path: Path) -> Any:
+    """A file's content, None without a file; `ValueError` names one that is not valid JSON."""
+    return parse_json(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value; `ValueError` says where the text is from that is not valid JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): delete it and run its stage again.") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

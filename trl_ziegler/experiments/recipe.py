@@ -13,6 +13,7 @@ from accelerate import PartialState
 from .._files import write_text
 from ..labelers import LabellingStopped
 from .arguments import RecipeArguments, parse_recipe_arguments
+from .cards import add_evaluation
 from .experiment import Experiment
 from .labelling import labelling_of_run
 from .pipeline import MANIFEST, run_stages, versions, write_json, write_yaml
@@ -27,9 +28,22 @@ EXPERIMENTS: tuple[type[Experiment], ...] = (StyleExperiment, SummaryExperiment)
 
 
 def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = None) -> Path:
-    """Run a recipe from its command line to its report; the last line printed is `Report: <path>`.
+    """Run a recipe from its command line to its report, and take the processes apart.
 
     Where a labeller asks to stop, the report is made of what is there, and the process ends with status 1.
+    """
+    report, stopped = run_to_report(task, default_config, argv)
+    end_processes(PartialState())
+    if stopped is not None:
+        raise SystemExit(stopped)
+    return report
+
+
+def run_to_report(task: str, default_config: Path, argv: Sequence[str] | None = None) -> tuple[Path, str | None]:
+    """Run a recipe's stages and write the report; the last line printed is `Report: <path>`.
+
+    Returns:
+        The report, and what to say of a labeller's request to stop, if there was one.
     """
     kind = next(kind for kind in EXPERIMENTS if task in kind.tasks)
     args, config_name = parse_recipe_arguments(kind.arguments, default_config, argv)
@@ -52,10 +66,7 @@ def run_recipe(task: str, default_config: Path, argv: Sequence[str] | None = Non
         report = write_report(run_dir)
     state.wait_for_everyone()
     state.print(f"Report: {report}")
-    end_processes(state)
-    if stopped is not None:
-        raise SystemExit(stopped)
-    return report
+    return report, stopped
 
 
 def start_processes(cpu_threads: int | None) -> PartialState:
@@ -101,6 +112,8 @@ def write_results(
         metrics.update(read_metrics(run_dir / "evaluate"))
         samples = (run_dir / "evaluate" / "samples.jsonl").read_text(encoding="utf-8")
         write_text(run_dir / "samples.jsonl", samples)
+        if (card := run_dir / "policy" / "model" / "README.md").is_file():
+            add_evaluation(card, metrics)
     if (run_dir / "policy" / MANIFEST).is_file() and (run_dir / "policy" / "metrics.json").is_file():
         metrics.update(read_metrics(run_dir / "policy"))
     metrics["kl_target"] = args.section("policy").get("kl_target")

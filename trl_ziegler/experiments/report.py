@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from .._files import write_bytes
+from .pipeline import parse_json, read_json
 from .report_alarms import find_alarms
 from .report_online import (
     COLLECTION,
@@ -79,8 +80,8 @@ def write_report(run_dir: str | Path) -> Path:
     page, plots = _render_page(run)
     (run / "plots").mkdir(exist_ok=True)
     for plot in plots:
-        write_in_one_piece(run / "plots" / f"{plot.name}.png", plot.png)
-    write_in_one_piece(run / "report.html", page.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
+        write_bytes(run / "plots" / f"{plot.name}.png", plot.png)
+    write_bytes(run / "report.html", page.encode("utf-8", "replace"))  # a lone surrogate becomes "?"
     return run / "report.html"
 
 
@@ -154,7 +155,7 @@ def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:
     if "frontier" in metrics:
         figures.append(_frontier_fraction(metrics["frontier"]))
     for key, name in (("reward_model", "Reward-model accuracy"), ("classifier", "Classifier accuracy")):
-        if key in metrics:
+        if "accuracy" in metrics.get(key, {}):  # a ready classifier was not measured
             figures.append(_accuracy(name, metrics[key]))
     for predictor, entry in metrics.get("predictors", {}).items():
         figures.append(replace(_accuracy(f"Labels guessed by {predictor}", entry), look_for="below the reward model"))
@@ -236,7 +237,7 @@ def read_samples(path: Path) -> Samples | None:
         return None
     with path.open(encoding="utf-8") as file:
         lines = [line for line in file if line.strip()]
-    rows = [_parse(line, f"{path}, row {i}") for i, line in enumerate(lines[:SAMPLE_ROWS], start=1)]
+    rows = [parse_json(line, f"{path}, row {i}") for i, line in enumerate(lines[:SAMPLE_ROWS], start=1)]
     models = list(dict.fromkeys(key for row in rows for key, value in _texts(row)))
     shown = [
         (_text(row.get("prompt", "")), [(row.get(model, ""), row.get(f"{model}_score")) for model in models])
@@ -269,22 +270,3 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds) // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(seconds) % 60} s"
-
-
-def read_json(path: Path) -> Any:
-    """A file's content, None without a file; `ValueError` names one that is not valid JSON."""
-    return _parse(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}): delete it and run its stage again.") from error
-
-
-def write_in_one_piece(path: Path, content: bytes) -> None:
-    """Write beside the file and move over it, so that a reader or a killed run never sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

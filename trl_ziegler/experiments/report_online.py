@@ -7,7 +7,6 @@ Read, where present, from the folder `collection` of the stage: `collection.json
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..online_files import REWARD, SUMMARY
+from .pipeline import read_json
 from .report_alarms import Alarm
 from .report_plots import BLUE, GREEN, GREY, INK, ORANGE, RED, Curve, Panel, Plot, Row, curve_plots, render_png, series
 
@@ -51,17 +51,14 @@ def read_collection(folder: Path) -> Collection | None:
     """The collection in a folder; None where there is none."""
     if not (folder / SUMMARY).is_file():
         return None
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = read_json(folder / SUMMARY)
     rewards = [folder / REWARD.format(number=row["number"]) for row in summary["trainings"]]
     trainings = [
-        {**row, **_json(path / "metrics.json", {})} for row, path in zip(summary["trainings"], rewards, strict=True)
+        {**row, **(read_json(path / "metrics.json") or {})}
+        for row, path in zip(summary["trainings"], rewards, strict=True)
     ]
-    log = _json(rewards[-1] / "log_history.json", []) if rewards else []
-    return Collection(trainings, summary["stopped"], log)
-
-
-def _json(path: Path, otherwise: Any) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else otherwise
+    log = read_json(rewards[-1] / "log_history.json") if rewards else None
+    return Collection(trainings, summary["stopped"], log or [])
 
 
 def stop_alarm(collection: Collection | None) -> list[Alarm]:

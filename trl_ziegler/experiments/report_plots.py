@@ -17,8 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from ..metrics.frontier import MIN_EFFECTIVE_SAMPLES
-
 Row = Mapping[str, Any]
 
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#C0392B", "#8A8A8A", "#222222"
@@ -55,7 +53,7 @@ Drawn = tuple[Curve, np.ndarray, np.ndarray]
 class Panel:
     """One plot against the log's clock: its curves, the unit of its vertical axis, and a level to compare with.
 
-    `level` is "target", "chance", "zero" or None; `bottom` and `top` fix the ends of the axis.
+    `level` names one of those that `curve_plots` is given; `bottom` and `top` fix the ends of the axis.
     """
 
     name: str
@@ -268,17 +266,16 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 FRONTIER_LOOK_FOR = (
     "The curve is the best any policy can do at each KL, estimated from samples of the reference (Ziegler et al. "
-    "2019, figure 3); dashed where too few effective samples stand behind it. Points should lie close under it: a "
-    "point far below it paid KL for nothing. Points above it mean a sampling error."
+    "2019, figure 3), as far as there are enough of them. Points should lie close under it: a point far below it paid "
+    "KL for nothing. Points above it mean a sampling error."
 )
 
 
 def frontier_plot(frontier: Mapping[str, Any], headline: Mapping[str, Any]) -> Plot:
-    """The reward-KL frontier, the policy's way towards it, and the named points.
+    """The reward-KL frontier and the named points.
 
     Args:
-        frontier: `kl_penalty_curve`, rows of `beta`, `kl`, `reward`, `effective_samples`; `points`, rows of `name`,
-            `kl`, `reward`; `trajectory`, rows of `episode`, `kl`, `reward`. Each list may be absent.
+        frontier: `kl_penalty_curve`, rows of `beta`, `kl`, `reward`; `points`, rows of `name`, `kl`, `reward`.
         headline: `kl` of the policy and the `reached` and `optimum` reward there; any may be absent or None.
     """
     png = render_png(_draw_frontier, frontier, headline, size=(9.6, 4.6))
@@ -286,14 +283,10 @@ def frontier_plot(frontier: Mapping[str, Any], headline: Mapping[str, Any]) -> P
 
 
 def _draw_frontier(axes: Axes, frontier: Mapping[str, Any], headline: Mapping[str, Any]) -> None:
-    _draw_optimum_curve(axes, frontier.get("kl_penalty_curve", []))
-    trajectory = frontier.get("trajectory", [])
-    if trajectory:
-        kl, reward, episodes = (np.array([row[key] for row in trajectory]) for key in ("kl", "reward", "episode"))
-        axes.plot(kl, reward, color=GREY, linewidth=0.8, zorder=2)
-        dots = axes.scatter(kl, reward, c=episodes, cmap="viridis", s=18, zorder=3, label="policy during training")
-        axes.figure.colorbar(dots, ax=axes, label="episodes", pad=0.02)
-    for point in frontier.get("points", []):
+    curve = sorted((row["kl"], row["reward"]) for row in frontier["kl_penalty_curve"])
+    if curve:
+        axes.plot(*zip(*curve, strict=True), color=BLUE, linewidth=2.2, label="optimum", zorder=3)
+    for point in frontier["points"]:
         axes.plot(point["kl"], point["reward"], "D", color=ORANGE, markersize=7, zorder=5)
         axes.annotate(
             str(point["name"]), (point["kl"], point["reward"]), xytext=(9, -14), textcoords="offset points",
@@ -307,18 +300,6 @@ def _draw_frontier(axes: Axes, frontier: Mapping[str, Any], headline: Mapping[st
     axes.set(xlabel="KL from the reference (nats per response)", ylabel=SCORE_UNIT)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=10, loc="lower right")
-
-
-def _draw_optimum_curve(axes: Axes, curve: Sequence[Row]) -> None:
-    rows = sorted(curve, key=lambda row: row["kl"])
-    kl, reward, effective = (np.array([row[key] for row in rows]) for key in ("kl", "reward", "effective_samples"))
-    trusted = int((effective >= MIN_EFFECTIVE_SAMPLES).sum())
-    if trusted:
-        axes.plot(kl[:trusted], reward[:trusted], color=BLUE, linewidth=2.2, label="optimum", zorder=3)
-    if trusted < len(rows):
-        rest = slice(max(trusted - 1, 0), None)
-        label = f"optimum, under {MIN_EFFECTIVE_SAMPLES:.0f} effective samples"
-        axes.plot(kl[rest], reward[rest], color=BLUE, linewidth=1.4, linestyle=(0, (4, 3)), label=label, zorder=3)
 
 
 def render_png(draw: Callable[..., None], *content: Any, size: tuple[float, float] = (6.4, 3.5)) -> bytes:

@@ -131,10 +131,8 @@ def draw_copied_share(axes: Axes, models: Copied) -> None:
     axes.set_xticks(np.arange(len(models)), list(models), parse_math=False)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
-    middle, half = (
-        (len(models) - 1) / 2,
-        max(len(models), 3) / 2,
-    )  # a single model's bars are not made to fill the plot
+    # A single model's bars are not made to fill the plot.
+    middle, half = (len(models) - 1) / 2, max(len(models), 3) / 2
     axes.set(xlabel="model", ylabel="share (%)", ylim=(0, 108), xlim=(middle - half, middle + half))
     axes.legend(frameon=False, fontsize=9, ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

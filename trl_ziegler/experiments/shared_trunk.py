@@ -19,14 +19,15 @@ from ..functional import best_of_k_loss
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
 from ..preference_collator import DataCollatorForBestOfK, candidate_rewards
-from ..reward_model import load_reward_model, normalize_reward_model
+from ..reward_model import load_reward_model
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction, function_name
 from ..rollout import MicroBatch, Rollout
 from ..tasks import Task
+from .cards import save_with_card
 from .experiment import load_model
 from .pipeline import write_json
-from .training import as_queries, label_accuracy, with_aliases
+from .training import as_queries, label_accuracy, normalize_over, with_aliases
 
 HEAD_EPOCHS, HEAD_RATE = 4, 1e-2
 """Of the head alone, before PPO, on the trunk of the start model: 64 weights need larger steps than a network."""
@@ -140,7 +141,7 @@ def train_shared_policy(
         label_coef=label_coef,
     )
     trainer.train()
-    trainer.save_model(str(folder / "model"))
+    save_with_card(trainer, folder)
     aliases = {"score/true": function_name(judge)}
     write_json(folder / "log_history.json", [with_aliases(row, aliases) for row in trainer.state.log_history])
 
@@ -167,11 +168,6 @@ def head_on_trunk(
     policy.requires_grad_(True)
     normalize_over(model, samples)
     return model
-
-
-def normalize_over(model: PreTrainedModel, samples: list[dict[str, Any]]) -> None:
-    """Mean 0 and deviation 1 over samples of the start model."""
-    normalize_reward_model(model, [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples])
 
 
 def endless(labels: list[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Tensor]]:

@@ -4,7 +4,6 @@ Each stage reads what earlier ones left in the run directory and writes its own 
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from .._files import write_jsonl
+from .._files import folder_or_hub_id, write_jsonl
 from ..kl_control import FixedKLController
 from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
@@ -101,7 +100,9 @@ class StyleExperiment(Experiment[StyleArguments]):
     def classifier(self, folder: Path) -> None:
         """Train the sentiment classifier on reviews, and measure it on held-out ones."""
         if self.args.judge_model is not None:
-            write_json(folder / "metrics.json", {"model": self.args.judge_model})
+            judge = folder_or_hub_id(self.args.judge_model)
+            if PartialState().is_main_process:
+                write_json(folder / "metrics.json", {"model": judge})
             return
         model, tokenizer = self.world.classifier()
         model.config.id2label, model.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
@@ -276,15 +277,12 @@ class StyleExperiment(Experiment[StyleArguments]):
         """The start model rho in float32, and its tokenizer."""
         return load_model(self.start_path())
 
-    @cached_property
-    def _judge_model(self) -> str:
-        return self.args.judge_model or str(self.run_dir / "classifier" / "model")
-
     def judge(self) -> SentimentScorer | VividnessScorer:
         """The scripted labeller's score, which is also the judge of win rates."""
         if self.name == "descriptiveness":
             return VividnessScorer()
-        return SentimentScorer(self._judge_model, batch_size=self.args.batch_size)
+        model = self.args.judge_model or self.run_dir / "classifier" / "model"
+        return SentimentScorer(model, batch_size=self.args.batch_size)
 
     def reward_functions(self) -> tuple[list[Any], list[float]]:
         """What PPO optimises, and their weights; on a reward model the judge is only logged beside it."""

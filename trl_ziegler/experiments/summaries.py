@@ -6,7 +6,7 @@ several rounds (Stiennon et al. 2020, section 3.1) the folders of all but the la
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -22,13 +22,7 @@ from ..labelers import CopiedShare, ReferenceOverlap, ScoreLabeler
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import RewardFunction, function_name
-from ..tasks import (
-    CNNDM,
-    STIENNON_CNNDM,
-    STIENNON_TLDR,
-    TLDR,
-    BoundTask,
-)
+from ..tasks import CNNDM, STIENNON_CNNDM, STIENNON_TLDR, TLDR, BoundTask
 from .arguments import SUMMARIZERS, SummaryArguments, section_task
 from .experiment import Experiment, load_model
 from .generation import Generator, authors_of, collect_candidates
@@ -79,6 +73,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
 
     def __init__(self, name: str, args: SummaryArguments, run_dir: Path) -> None:
         super().__init__(name, args, run_dir)
+        self.records: Callable[[Part], list[Record]] = cache(self._records)
         self.world = make_summary_world(name, args)
         self.world.judge(args.label_noise)  # noise that this world does not know is refused here
         self.task = section_task(TASKS[name, args.layout], args.section("task"))
@@ -290,8 +285,7 @@ class SummaryExperiment(Experiment[SummaryArguments]):
         """The task in the tokenizer's ids."""
         return self.task.bind(self.world.tokenizer)
 
-    @cache  # noqa: B019 (one experiment a run)
-    def records(self, part: Part) -> list[Record]:
+    def _records(self, part: Part) -> list[Record]:
         """Each document of a part as the models read it; see `make_records`."""
         rows = self.world.rows(part)
         if self.args.layout == "ziegler":

@@ -8,9 +8,11 @@ from typing import Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .._files import folder_or_hub_id
 from ..labelers import ReferenceOverlap
 from . import laptop
 from .arguments import SummaryArguments, section_config
+from .experiment import load_model
 from .summaries_data import Part, Row, load_summaries, select_summaries
 from .summaries_text import join_highlights
 
@@ -67,10 +69,10 @@ class LaptopSummaries:
 
     def __init__(self, task: str, args: SummaryArguments) -> None:
         self.task, self.seed = task, args.seed
+        self.rows: Callable[[Part], list[Row]] = cache(self._rows)
         self.sizes = section_config(SummaryWorldConfig, "world", args.section("world"))
 
-    @cache  # noqa: B019 (one world a run)
-    def rows(self, part: Part) -> list[Row]:
+    def _rows(self, part: Part) -> list[Row]:
         """Posts, or news whose last line ends like the others: a query ends at a line's end."""
         count, split = (self.sizes.documents, "train") if part == "train" else (self.sizes.eval_documents, "test")
         if self.task == "tldr":
@@ -117,28 +119,28 @@ class FileSummaries:
 
     facts = None
 
-    def __init__(self, task: str, args: SummaryArguments) -> None:
+    def __init__(self, args: SummaryArguments) -> None:
         section_config(SummaryWorldConfig, "world", args.section("world"))  # a misspelt key is to be refused
-        self.task, self.args = task, args
+        assert args.model is not None and args.documents is not None  # which the arguments see to
+        self.args, self.model, self.source = args, args.model, args.documents
+        self.rows: Callable[[Part], list[Row]] = cache(self._rows)
 
-    @cache  # noqa: B019 (one world a run)
-    def rows(self, part: Part) -> list[Row]:
+    def _rows(self, part: Part) -> list[Row]:
         """The rows of `documents` that `select_summaries` keeps; Ziegler et al. clean them first."""
         return select_summaries(self._all_rows, self.tokenizer, part=part, summary_tokens=self.args.summary_tokens)[0]
 
     @cached_property
     def _all_rows(self) -> list[Row]:
-        assert self.args.documents is not None  # given with `model`, which the arguments see to
-        return load_summaries(self.args.documents, clean=self.args.layout == "ziegler")
+        return load_summaries(self.source, clean=self.args.layout == "ziegler")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That of `model`."""
-        return AutoTokenizer.from_pretrained(self.args.model)
+        return AutoTokenizer.from_pretrained(folder_or_hub_id(self.model))
 
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """`model`, in float32."""
-        return AutoModelForCausalLM.from_pretrained(self.args.model, dtype=torch.float32), self.tokenizer
+        return load_model(self.model)
 
     def judge(self, noise: float = 0.0) -> Judge:
         """ROUGE with the reference, which knows no noise."""
@@ -149,4 +151,4 @@ class FileSummaries:
 
 def make_summary_world(task: str, args: SummaryArguments) -> SummaryWorld:
     """The laptop world, or one's own files where `model` and `documents` are given."""
-    return LaptopSummaries(task, args) if args.model is None else FileSummaries(task, args)
+    return LaptopSummaries(task, args) if args.model is None else FileSummaries(args)

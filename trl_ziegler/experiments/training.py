@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from .._files import folder_or_hub_id
 from ..metrics import BestOfKAccuracy
 from ..metrics.best_of_k import chance_of_at_most
 from ..online import OnlineCollection
@@ -20,8 +21,11 @@ from ..reward_model import is_normalized, load_reward_model, normalize_reward_mo
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction
 from ..tasks import Task
+from .cards import save_with_card
 from .experiment import load_model
 from .pipeline import write_json
+
+NormalizeTo = Literal["samples", "references"]
 
 NO_ACCIDENT = 1e-3
 """A result that guessing gives more rarely than this stops the pipeline: an online run looks at twenty reward models,
@@ -51,7 +55,9 @@ def start_model(
     if config is None:
         if given is None:
             raise ValueError(f"The section '{section}' is empty, but the laptop world has no trained model; fill it.")
-        write_json(folder / "start.json", {"model": given})
+        given = folder_or_hub_id(given)
+        if PartialState().is_main_process:
+            write_json(folder / "start.json", {"model": given})
         return
     model, tokenizer = world()
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows(tokenizer), processing_class=tokenizer)
@@ -70,7 +76,7 @@ def train_reward_model(
     samples: list[dict[str, Any]],
     *,
     held_out: int,
-    normalize_to: Literal["samples", "references"] = "samples",
+    normalize_to: NormalizeTo = "samples",
 ) -> None:
     """Train on labelled rows, normalise before and after, save in `folder/model`.
 
@@ -80,9 +86,7 @@ def train_reward_model(
         start: Folder of the start model.
         rows: `prompt_ids`, `completion_ids`, `label` and, for the loss `ranking`, `ranking`; the last `held_out` of
             them are not trained on.
-        samples: `prompt_ids`, `response_ids` of what it is normalised over.
-        normalize_to: `"samples"`: mean 0, deviation 1 over the start model's uncut samples (Ziegler et al. 2019);
-            `"references"`: shifted to mean 0 over reference summaries (Stiennon et al. 2020).
+        samples, normalize_to: See `normalize_over`.
 
     Raises:
         ValueError: no more rows than held-out ones.
@@ -96,12 +100,8 @@ def train_reward_model(
     judgement = "ranking" if config.loss_type == "ranking" else "label"
     columns = ("prompt_ids", "completion_ids", judgement)
     data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
-    queries, responses = [row["prompt_ids"] for row in samples], [row["response_ids"] for row in samples]
-    rule: dict[str, Any] = {}
-    if normalize_to == "references":
-        rule = {"target_std": None, "method": "reference_summaries"}
     model = load_reward_model(start, seed=config.seed)
-    normalize_reward_model(model, queries, responses, **rule)
+    normalize_over(model, samples, normalize_to)
     trainer = BestOfKRewardTrainer(
         model=model,
         args=config,
@@ -111,13 +111,26 @@ def train_reward_model(
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     trainer.evaluate()
-    normalize_reward_model(trainer.model, queries, responses, **rule)
-    trainer.save_model(str(folder / "model"))
+    normalize_over(trainer.model, samples, normalize_to)
+    save_with_card(trainer, folder)
     if PartialState().is_main_process:
         write_json(folder / "log_history.json", trainer.state.log_history)
         accuracy = label_accuracy(trainer.model, rows[len(rows) - held_out :])
         write_json(folder / "metrics.json", accuracy)
         refuse_below_chance(accuracy)
+
+
+def normalize_over(model: PreTrainedModel, samples: list[dict[str, Any]], to: NormalizeTo = "samples") -> None:
+    """Normalise a reward model over rows `prompt_ids`, `response_ids`, of which each process scores its share.
+
+    Args:
+        to: `"samples"`: mean 0, deviation 1 over the start model's uncut samples (Ziegler et al. 2019);
+            `"references"`: shifted to mean 0 over reference summaries (Stiennon et al. 2020).
+    """
+    rule: dict[str, Any] = {} if to == "samples" else {"target_std": None, "method": "reference_summaries"}
+    state = PartialState()
+    own = samples[state.process_index :: state.num_processes]
+    normalize_reward_model(model, [row["prompt_ids"] for row in own], [row["response_ids"] for row in own], **rule)
 
 
 def normalized_reward_model(folder: Path) -> PreTrainedModel:
@@ -169,7 +182,7 @@ def train_policy(
     if collection is not None:
         collection.attach(trainer)
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
-    trainer.save_model(str(folder / "model"))
+    save_with_card(trainer, folder)
     if PartialState().is_main_process:
         write_json(folder / "log_history.json", [with_aliases(row, aliases) for row in trainer.state.log_history])
 

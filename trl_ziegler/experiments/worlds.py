@@ -15,14 +15,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .._files import folder_or_hub_id
 from . import laptop
 from .arguments import StyleArguments, section_config
 from .data import load_rows
+from .experiment import load_model
 
 HELD_OUT_SHARE = 0.1
-DOCUMENT_SEED = (
-    0  # the order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)
-)
+DOCUMENT_SEED = 0
+"""The order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)."""
 
 
 @dataclass
@@ -115,12 +116,12 @@ class FileWorld:
 
     def __init__(self, args: StyleArguments) -> None:
         section_config(WorldConfig, "world", args.section("world"))  # not read, yet a misspelt key is to be refused
-        self.args = args
+        assert args.model is not None and args.documents is not None  # which the arguments see to
+        self.args, self.model, self.source = args, args.model, args.documents
 
     def documents(self, split: str) -> list[str]:
         """Texts of `documents`, in an order that no run seed changes; a tenth of them is the test split."""
-        assert self.args.documents is not None  # given with `model`, which the arguments see to
-        rows = load_rows(self.args.documents)
+        rows = load_rows(self.source)
         if self.args.documents_column not in rows.column_names:
             raise ValueError(
                 f"`documents` has the columns {rows.column_names}, not '{self.args.documents_column}'; name the "
@@ -139,14 +140,14 @@ class FileWorld:
 
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """`model`, in float32."""
-        model = AutoModelForCausalLM.from_pretrained(self.args.model, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(self.args.model)
+        return load_model(self.model)
 
     def classifier(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A classifier on the trunk of `model`."""
         torch.manual_seed(self.args.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(self.args.model, num_labels=2, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(self.args.model)
+        path = folder_or_hub_id(self.model)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(path)
 
 
 def part_of(rows: list, split: str) -> list:

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .._files import folder_or_hub_id
 from .protocol import Text, plain_text
 
 POSITIVE_NAMES = ("positive", "pos", "label_1")
@@ -55,6 +56,7 @@ class SentimentScorer:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         if isinstance(model, str | os.PathLike):
+            model = folder_or_hub_id(model)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             model = AutoModelForSequenceClassification.from_pretrained(model)
         if tokenizer is None:

@@ -28,7 +28,7 @@ from ..._files import write_jsonl
 from ...openai_labels import OPENAI_PAD_TOKEN_ID, load_openai_labels, save_openai_labels
 from ...preference_data import tokenize_prompt_completion
 from . import summaries
-from .content import OWN_COLUMNS, check_index, check_name, check_seconds, check_words, comparison_values
+from .content import OWN_COLUMNS, RESERVED, check_index, check_name, check_seconds, check_words, comparison_values
 from .merge import PastAnswer, PastDecision, merge_answers
 from .schema import Answer, Comparison, Decision, Retraction
 from .steps import insert_comparisons
@@ -87,9 +87,7 @@ def import_jsonl(store: LabelStore, path: str | os.PathLike) -> Imported:
             raise ValueError(
                 f"{where} has a `label` from nobody; load the file and use `import_dataset(labeller=...)`."
             )
-        content = {
-            name: value for name, value in record.items() if name not in ("id", "label", "answers", "created_at")
-        }
+        content = {name: value for name, value in record.items() if name not in RESERVED}
         row = comparison_values(content, where, None)
         if record.get("id", row["id"]) != row["id"]:
             raise ValueError(f"{where}: `id` does not fit the content, which has {row['id']}; export the file again.")
