@@ -20,6 +20,7 @@ from trl_ziegler.experiments.comparison import (
     flags_of_run,
     run_comparison,
     summarize,
+    unknown_measures,
     value_at,
     write_comparison,
 )
@@ -149,6 +150,18 @@ def test_a_measure_is_its_mean_and_range_over_the_seeds_that_have_it():
             },
         },
     }
+
+
+def test_a_misspelt_measure_is_named_with_what_there_is_but_not_one_that_only_some_runs_have():
+    runs = [run_of("direct", 1, 1.0), run_of("labels", 1, 4.0, reward_model={"accuracy": 0.5})]
+    right = {"true": "true_score.policy", "accuracy": "reward_model.accuracy", "absent": "frontier.fraction"}
+    assert unknown_measures(runs, right) == []
+    wrong = {"true": "true_score.polcy", "seed": "sed"}
+    assert unknown_measures(runs, wrong) == [
+        "No run has the measure 'true', `true_score.polcy`; beside it there are ['policy'].",
+        "No run has the measure 'seed', `sed`; beside it there are "
+        "['reward_model', 'seed', 'stage_seconds', 'true_score'].",
+    ]
 
 
 def test_a_place_in_the_metrics_may_be_missing_at_any_depth():

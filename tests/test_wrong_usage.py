@@ -145,3 +145,8 @@ def test_a_language_model_for_a_reward_model(make_causal_lm):
 def test_text_for_token_ids(make_reward_model, texts):
     with pytest.raises(ValueError, match="_ids` holds text; give token ids, for example `tokenizer"):
         score_token_ids(make_reward_model(), **texts)
+
+
+def test_a_policys_folder_that_is_not_there_is_named_before_the_hub_is_asked(tmp_path, make_ppo):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"The folder {tmp_path / 'none'} does not exist")):
+        make_ppo(model=str(tmp_path / "none"))

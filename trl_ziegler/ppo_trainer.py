@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
+from ._files import folder_or_hub_id
 from .actor_critic import ActorCritic, value_network
 from .compiled_sampling import CompiledSteps, check_compilable
 from .fast_layers import use_fast_layers
@@ -127,7 +128,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         rewards = list_of(reward_model)
         own_tokenizers = reward_processing_classes or [None] * len(rewards)
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id(model), dtype=torch.float32)
         policy = model if peft_config is None else get_peft_model(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
         if args.cache_implementation == "static":

@@ -109,6 +109,8 @@ def run_comparison(configs: Path, argv: Sequence[str] | None = None) -> Path:
             page = write_comparison(folder, args, args.title or name)
         if stopped is not None:
             raise SystemExit(stopped)
+    for sentence in unknown_measures(finished_runs(folder, args), args.section("measures")):
+        state.print(sentence)
     state.print(f"Comparison: {page}")
     end_processes(state)
     return page
@@ -197,6 +199,19 @@ def summarize(runs: Sequence[Run], measures: Mapping[str, str]) -> dict[str, dic
     return results
 
 
+def unknown_measures(runs: Sequence[Run], measures: Mapping[str, str]) -> list[str]:
+    """A sentence for each measure that no run has, though some run has others beside it: a misspelt one."""
+    sentences = []
+    for name, place in measures.items():
+        parent, _, key = place.rpartition(".")
+        parents = [value_at(run.metrics, parent) if parent else run.metrics for run in runs]
+        beside = [found for found in parents if isinstance(found, Mapping)]
+        if beside and not any(key in found for found in beside):
+            known = sorted({other for found in beside for other in found})
+            sentences.append(f"No run has the measure '{name}', `{place}`; beside it there are {known}.")
+    return sentences
+
+
 def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
     """Mean and range; None of nothing."""
     if not values:
@@ -204,8 +219,8 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": statistics.fmean(values), "low": min(values), "high": max(values), "values": list(values)}
 
 
-def value_at(metrics: Figures, place: str) -> float | None:
-    """The number at `a.b.c`; None where a run has none."""
+def value_at(metrics: Figures, place: str) -> Any:
+    """What stands at `a.b.c`, a number or a mapping; None where a run has nothing."""
     found: Any = metrics
     for key in place.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
