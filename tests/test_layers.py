@@ -51,6 +51,7 @@ LAYERS = {
         "ppo_config",
         "ppo_evaluation",
         "ppo_loop",
+        "ppo_passes",
         "ppo_sharding",
         "ppo_statistics",
         "ppo_trainer",

@@ -33,7 +33,7 @@ from .labelers.collecting import CollectingLabeler, LabellingStopped
 from .online_candidates import REFERENCE, ComparisonMaker, drawing, win_rate
 from .online_files import CollectionFiles
 from .online_schedule import LabelSchedule
-from .ppo_evaluation import evaluating
+from .ppo_passes import evaluating
 from .ppo_trainer import ZieglerPPOTrainer
 from .reward_model import is_normalized, load_reward_model
 from .tasks import Task

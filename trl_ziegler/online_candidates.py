@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .ppo_evaluation import ReferenceStep
+from .ppo_passes import ReferenceStep
 from .queries import QueryCollator
 from .sampling import sample
 from .tasks import BoundTask

@@ -4,7 +4,6 @@ of what the policy says.
 Axis letters: B queries, T response tokens, V vocabulary.
 """
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,49 +14,18 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
-from .actor_critic import ActorCritic, ActorCriticOutput, as_read, response_logits
-from .ppo_sharding import PolicyInShards
+from .ppo_passes import ModelPasses, evaluating
 from .ppo_statistics import rollout_statistics
 from .queries import extra_columns, prepare_queries, raw_queries
 from .reward_wrapper import KLEntropyReward, Scored, ShapedRewards
 from .sampling import Samples, sample
-from .tasks import BoundTask
 
 RANK_SEED_OFFSET = 100003  # openai/lm-human-preferences, utils/core.py:set_mpi_seed
 POLICY_STREAM, REFERENCE_STREAM = 1, 2  # stream 0 is training's
 TABLE_ROWS = 5
-
-
-class ReferenceStep:
-    """A model without a value function as an [`ActorCritic`] that is sampled or read: its values are 0."""
-
-    def __init__(self, policy: PreTrainedModel) -> None:
-        self.policy, self.config = policy, policy.config
-
-    def step(self, inputs: dict[str, torch.Tensor], keep: int, cache: Any = None) -> ActorCriticOutput:
-        """As [`ActorCritic.step`], with values of 0."""
-        out = self.policy(**as_read(self.policy, inputs), logits_to_keep=keep, use_cache=True, past_key_values=cache)
-        return ActorCriticOutput(out.logits, torch.zeros_like(out.logits[..., 0]), out.past_key_values)
-
-    def policy_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
-    ) -> torch.Tensor:
-        """As [`ActorCritic.policy_logits`]."""
-        return response_logits(self.policy, input_ids, attention_mask, response_length, samples)
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode (gradient checkpointing would switch its cache off), then as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def wins(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -65,25 +33,18 @@ def wins(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return ((ours > theirs).float() + (ours >= theirs).float()) / 2
 
 
-class SampledEvaluation(PolicyInShards):
+class SampledEvaluation(ModelPasses):
     """The part of `ZieglerPPOTrainer` that looks at held-out prompts.
 
-    Expects the attributes `task`, `reward`, `_query_options` and the methods `_respond`, `_reference`, `_chunks`.
+    Expects the attributes `reward`, `_query_options` and the method `_respond`.
     """
 
-    task: BoundTask
     reward: KLEntropyReward
     _query_options: dict[str, Any]
 
     def _respond(
         self, batch: dict[str, Any], generator: torch.Generator, count: int = 1
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
-        raise NotImplementedError
-
-    def _reference(self) -> contextlib.AbstractContextManager[ReferenceStep | ActorCritic]:
-        raise NotImplementedError
-
-    def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
         raise NotImplementedError
 
     @torch.no_grad()

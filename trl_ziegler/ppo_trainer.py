@@ -8,25 +8,19 @@ everything around it: the loop, accumulation, clipping, precision, checkpoints, 
 Axis letters: B episodes of this process, Q context tokens, T response tokens, V vocabulary.
 """
 
-import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from trl.trainer.utils import disable_dropout_in_model
 
 from ._compat import PPOTrainer
 from ._files import folder_or_hub_id
-from .actor_critic import ActorCritic, value_network
-from .compiled_sampling import CompiledSteps, check_compilable
-from .fast_layers import use_fast_layers
-from .functional import policy_loss, token_logprobs, token_logprobs_and_entropy, value_loss
+from .actor_critic import ActorCritic
+from .functional import policy_loss, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
 from .model_cards import PolicyCards
 from .optim import TFAdam
@@ -45,24 +39,19 @@ from .ppo_checks import (
     warn_of_unnormalized,
 )
 from .ppo_config import ZieglerPPOConfig
-from .ppo_evaluation import ReferenceStep, evaluating
 from .ppo_loop import UpdateLoop
+from .ppo_passes import evaluating
 from .ppo_statistics import loss_statistics, rollout_statistics
-from .prefix_sharing import check_prefix_sharing
 from .queries import (
     QueryCollator,
     by_length,
     extra_columns,
-    longest_context,
     prepare_queries,
     raw_queries,
-    trimmed,
-    with_responses,
 )
 from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewards
 from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
-from .sampling import Samples, sample
-from .sharding import reshard
+from .sampling import Samples
 from .tasks import Task
 
 logger = get_logger(__name__)
@@ -131,22 +120,8 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id(model), dtype=torch.float32)
         policy = model if peft_config is None else get_peft_model(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
-        if args.cache_implementation == "static":
-            check_compilable(policy)
         warn_of_unnormalized(rewards)
-        if value_model is None and args.value_init == "reward":
-            value_model = value_network(rewards[0], policy)
-        if args.num_samples_per_query > 1 and args.shared_prefix:
-            for network in filter(None, (policy, ref_model, value_model)):
-                check_prefix_sharing(network)
-        self._reference_is_copy = ref_model is None
-        if ref_model is None and not is_peft_model(policy):
-            ref_model = copy.deepcopy(policy)
-        for module in (policy, ref_model, value_model, *rewards):
-            if isinstance(module, torch.nn.Module):
-                disable_dropout_in_model(module)
-                use_fast_layers(module)
-
+        ref_model, value_model = self._other_networks(args, policy, ref_model, value_model, rewards)
         self.task = build_task(args, task, processing_class).bind(processing_class)
         check_stop_token(self.task, policy)
         self._query_options = {
@@ -170,10 +145,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
         )
         check_sharding(self.model, getattr(self.accelerator.state, "fsdp_plugin", None), self.is_deepspeed_enabled)
-        self._compiled = None
-        if args.cache_implementation == "static":
-            longest = longest_context(train_dataset, self.task)
-            self._compiled = CompiledSteps(self.model, longest=longest, sharded=self.is_fsdp_enabled)
+        self._compiled = self._compiled_steps(train_dataset)
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.
         self.model_accepts_loss_kwargs = False
         self.ref_model = self._frozen(self._like_shards(ref_model))
@@ -280,94 +252,6 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         policy = policy_loss(logprobs, rollout.logprobs, batch.advantages, clip_range=args.cliprange, **over)
         value = value_loss(values, rollout.values, batch.returns, clip_range=args.cliprange_value, **over)
         return policy, value
-
-    # ---- Models -----------------------------------------------------------------------------------------------------
-
-    def _sample(self, batch: dict[str, Any], generator: torch.Generator, count: int) -> Samples:
-        """Responses with old log-probabilities and values, `local_rollout_forward_batch_size` rows at a time."""
-        model = self._actor_critic
-        parts = []
-        for ids, mask in self._chunks(batch["input_ids"], batch["attention_mask"], samples=count):
-            part = sample(
-                model, ids, mask, generator=generator, samples_per_query=count, compiled=self._compiled,
-                any_process=self._any_process, **self.task.sampling,
-            )  # fmt: skip
-            parts.append(self._as_trained(model, ids, mask, part))
-        return Samples(*(torch.cat(field) for field in zip(*parts, strict=True)))
-
-    def _as_trained(self, model: ActorCritic, ids: torch.Tensor, mask: torch.Tensor, samples: Samples) -> Samples:
-        """`samples` with what the cached pass could not give: it rounds otherwise than the training pass in bfloat16,
-        and a value network keeps no cache."""
-        lower = self.accelerator.mixed_precision != "no" or model.policy.dtype != torch.float32
-        if not lower and model.value_model is None:
-            return samples
-        inputs = self._training_inputs(ids, mask, samples.responses)
-        if not lower:
-            return samples._replace(values=model.network_values(*inputs).float())
-        out = model(*inputs)
-        logprobs = token_logprobs(out.logits, samples.responses, temperature=self.task.task.temperature)
-        return Samples(samples.responses, logprobs, out.values.float())
-
-    def _reference_logprobs(self, batch: dict[str, Any], responses: torch.Tensor) -> torch.Tensor:
-        """`[B, T]` log rho of the responses."""
-        responses = responses.unflatten(0, (len(batch["input_ids"]), -1))  # [N, K, T]
-        contexts = batch["input_ids"], batch["attention_mask"], responses
-        parts = []
-        with self._reference() as reference:
-            for ids, mask, group in self._chunks(*contexts, samples=responses.shape[1]):
-                part = group.flatten(0, 1)
-                logits = reference.policy_logits(*self._training_inputs(ids, mask, part))
-                parts.append(token_logprobs(logits, part, temperature=self.task.task.temperature))
-        return torch.cat(parts)
-
-    @contextlib.contextmanager
-    def _reference(self) -> Iterator[ReferenceStep | ActorCritic]:
-        """The reference: its own model, a named adapter of the policy, or the policy with its adapters off."""
-        if self.ref_model is not None:
-            yield ReferenceStep(self.ref_model)
-            return
-        model = self._actor_critic
-        reshard(model)  # a change of adapters sets `requires_grad`
-        if self.args.ref_adapter_name is not None:
-            model.policy.set_adapter(self.args.ref_adapter_name)
-            yield model
-            reshard(model)
-            model.policy.set_adapter(self.args.model_adapter_name or "default")
-        else:
-            with model.policy.disable_adapter():
-                yield model
-                reshard(model)
-
-    def _evaluate_tokens(self, model, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probabilities, entropies and values `[b, T]` of a micro-batch under the policy being trained."""
-        out = model(*self._training_inputs(rollout.context_ids, rollout.context_mask, rollout.responses))
-        logprobs, entropy = token_logprobs_and_entropy(
-            out.logits, rollout.responses, temperature=self.task.task.temperature
-        )
-        return logprobs, entropy, out.values.float()
-
-    def _training_inputs(
-        self, context_ids: torch.Tensor, context_mask: torch.Tensor, responses: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """Arguments of `ActorCritic.forward`; without `shared_prefix` each response gets a context of its own."""
-        samples = len(responses) // len(context_ids)
-        if samples > 1 and not self.args.shared_prefix:
-            context_ids, context_mask = (x.repeat_interleave(samples, 0) for x in (context_ids, context_mask))
-            samples = 1
-        return *with_responses(context_ids, context_mask, responses), responses.shape[1], samples
-
-    def _chunks(self, *tensors: torch.Tensor, samples: int = 1) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Contexts `[N, Q]`, their mask and more `[N, ...]` in parts, without the padding that a part has in common.
-
-        The `samples` responses to each row of a part fit one forward pass of a rollout.
-        """
-        rows = max(1, self.args.local_rollout_forward_batch_size // samples)
-        for ids, mask, *more in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
-            yield *trimmed(ids, mask), *more
-
-    def _frozen(self, model: Any) -> Any:
-        """A model moved to this process's device and put in evaluation mode; anything else as it is."""
-        return model.to(self.args.device).eval() if isinstance(model, torch.nn.Module) else model
 
     # ---- Checks and records ----------------------------------------------------------------------------------------
 
