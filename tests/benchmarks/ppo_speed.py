@@ -8,7 +8,7 @@ stock has its separate value network, ours the paper's head on the trunk. Runs a
 the warm-up, the others are timed from log to log. Printed are medians over all timed updates, the smallest and
 largest ratio of a pair of runs, tokens per second, and the share of the machine's matrix multiplication rate that the
 useful arithmetic reaches (`flops_per_episode` counts it). Peak memory is what a run takes above the imports, resident
-on a CPU, allocated on a GPU, each in a process of its own.
+on a CPU, allocated on a GPU, each in a process of its own; of several `--processes` that of the first.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 from trl_ziegler.tasks import Task
 
-from .memory import in_own_process, resident
+from .memory import in_own_process, in_ranks, resident
 
 
 class Shape(NamedTuple):
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """Of the model and of an update; `batch` and `micro` count episodes."""
+    """Of the model and of an update; `batch` and `micro` count episodes, `threads` those of a process."""
 
     layers: int
     width: int
@@ -60,6 +60,7 @@ class Setup(NamedTuple):
     epochs: int
     updates: int
     threads: int
+    processes: int
     dtype: str
 
 
@@ -119,7 +120,7 @@ def options(shape: Shape, setup: Setup, folder: str) -> dict[str, Any]:
     """What both configs get."""
     return {
         "output_dir": folder, "per_device_train_batch_size": setup.micro,
-        "gradient_accumulation_steps": setup.batch // setup.micro, "num_ppo_epochs": setup.epochs,
+        "gradient_accumulation_steps": setup.batch // setup.micro // setup.processes, "num_ppo_epochs": setup.epochs,
         "num_mini_batches": 1, "total_episodes": setup.batch * setup.updates, "response_length": shape.response,
         "temperature": 0.7, "learning_rate": 1e-5, "local_rollout_forward_batch_size": setup.batch,
         "num_sample_generations": 0, "save_strategy": "no", "report_to": "none", "logging_steps": 1,
@@ -220,7 +221,7 @@ def measure(shape: Shape, setup: Setup, repeats: int, names: list[str]) -> dict[
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
-            runs[name].append(in_own_process(run, name, shape, setup))
+            runs[name].append(in_ranks(setup.processes, run, name, shape, setup))
     return runs
 
 
@@ -229,7 +230,7 @@ def report(shape: Shape, setup: Setup, runs: dict[str, list[Run]]) -> None:
     medians = {name: statistics.median(s for one in each for s in one.seconds) for name, each in runs.items()}
     peaks = {name: max(one.peak for one in each) for name, each in runs.items()}
     tokens, needed = shape.query + shape.response, flops_per_episode(shape, setup)
-    rate = in_own_process(matmul_rate, setup)
+    rate = setup.processes * in_own_process(matmul_rate, setup)
     print(f"{shape}  {needed / 1e9:.1f} GFLOP an episode, matrix products run at {rate / 1e9:.0f} GFLOP/s")
     for name, median in medians.items():
         episodes = setup.batch / median
@@ -261,14 +262,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--updates", type=int, default=3, help="Of each run; the first is the warm-up.")
     parser.add_argument("--repeats", type=int, default=3, help="Runs of each trainer.")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="Of each process.")
+    parser.add_argument("--processes", type=int, default=1, help="Ranks that share an update's episodes.")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     args = parser.parse_args()
     names = Setup._fields
     setup = Setup(**{name: getattr(args, name) for name in names})
     print(
         f"GPT-2 of {setup.layers} layers, width {setup.width}, vocabulary {setup.vocabulary}; {setup.batch} episodes "
-        f"an update in micro-batches of {setup.micro}, {setup.epochs} epochs; {setup.threads} threads, {setup.dtype}"
+        f"an update in micro-batches of {setup.micro}, {setup.epochs} epochs; "
+        f"{setup.processes} processes of {setup.threads} threads, {setup.dtype}"
     )
     for shape in args.shapes:
         report(shape, setup, measure(shape, setup, args.repeats, args.trainers))
