@@ -98,6 +98,7 @@ POLICY_PANELS = (
         "β (score per nat)",
         "A flat line if fixed. If adaptive, should move early and then settle; still moving at the end: train longer.",
         (Curve("objective/kl_coef", "β"),),
+        bottom=0.0,  # a fixed β would have an axis of rounding errors
     ),
     Panel(
         "entropy",
