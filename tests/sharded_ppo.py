@@ -13,6 +13,7 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -435,7 +436,9 @@ def case_recipe():
     options |= {"response_length": 8, "stop_token": "eos", "per_device_train_batch_size": 4, "save_steps": 1}
     options |= {"bf16": True, "report_to": "none", "cpu_threads": 1, "ddp_timeout": 30}
     for updates in (1, 2):
-        with launched_with_fsdp(), arguments_of_the_command({**options, "max_steps": updates}):
+        command = arguments_of_the_command({**options, "max_steps": updates})
+        # The processes are this script's, which has not come to its end.
+        with launched_with_fsdp(), command, mock.patch("trl_ziegler.experiments.own_data.end_processes"):
             runpy.run_path(str(ROOT / "recipes" / "ppo.py"), run_name="__main__")
     dist.barrier()
     loaded = ActorCritic.from_pretrained(output)

@@ -13,7 +13,7 @@ from sharded_ppo import CASES
 from trl_ziegler.ppo_checks import check_sharding
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 200  # seconds; a process that waits for the other in vain ends after the 30 of `ddp_timeout`
+LIMIT = 400  # seconds; a process that waits for the other in vain ends after the 30 of `ddp_timeout`
 
 
 @pytest.fixture(scope="module")
