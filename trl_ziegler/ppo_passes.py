@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model
 
 from .actor_critic import ActorCritic, ActorCriticOutput, as_read, response_logits, value_network
-from .compiled_sampling import CompiledSteps, check_compilable
+from .compiled_sampling import CompiledSteps
 from .fast_layers import use_fast_layers
 from .functional import token_logprobs, token_logprobs_and_entropy
 from .ppo_config import ZieglerPPOConfig
@@ -79,8 +79,6 @@ class ModelPasses(PolicyInShards):
         rewards: list[RewardFunction],
     ) -> tuple[PreTrainedModel | None, PreTrainedModel | None]:
         """Reference and value network, where they are networks of their own; all get ready for use, the policy too."""
-        if args.cache_implementation == "static":
-            check_compilable(policy)
         if value_model is None and args.value_init == "reward":
             value_model = value_network(rewards[0], policy)
         if args.num_samples_per_query > 1 and args.shared_prefix:

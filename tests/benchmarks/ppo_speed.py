@@ -60,8 +60,8 @@ class Setup(NamedTuple):
     epochs: int
     updates: int
     threads: int
-    processes: int
     dtype: str
+    processes: int = 1
 
 
 def parse_shape(text: str) -> Shape:
