@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from launches import several_processes
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, TrainerCallback
 
@@ -28,7 +28,6 @@ from trl_ziegler.experiments.recipe import end_processes
 UPDATES, KILLED_IN_UPDATE = 4, 3
 EPOCHS = 2
 PROMPTS = ["The old house was warm.", "She found the garden.", "He saw a bright room.", "They were late again."] * 4
-TWO_CPU_PROCESSES = Path(__file__).parents[1] / "recipes" / "accelerate" / "two_cpu_processes.yaml"
 COMPARED = ("final/model.safetensors", "final/value_head.safetensors")
 
 
@@ -84,14 +83,7 @@ def work(folder: Path, kill: bool, num_processes: int) -> None:
 
 def run(folder: Path, kill: bool, num_processes: int) -> int:
     """Start the run as a user would, and return its exit status."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable]
-    if num_processes > 1:
-        # Without the file's distributed type, accelerate starts one process on a CPU whatever number it is given.
-        launcher += ["-m", "accelerate.commands.launch", "--config_file", str(TWO_CPU_PROCESSES)]
-        launcher += ["--num_processes", str(num_processes), "--main_process_port", str(port)]
+    launcher = [sys.executable, *(several_processes(num_processes) if num_processes > 1 else [])]
     options = ["--work", str(folder), "--num_processes", str(num_processes), *(["--kill"] if kill else [])]
     finished = subprocess.run([*launcher, __file__, *options], capture_output=True, text=True, check=False)
     if finished.returncode != 0 and not kill:

@@ -1,35 +1,23 @@
 """PPO in shards (FSDP 2): what two CPU processes do (tests/sharded_ppo.py), and what is refused."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from launches import run_python, several_processes
 from sharded_ppo import CASES
 
 from trl_ziegler.ppo_checks import check_sharding
 
-ROOT = Path(__file__).parents[1]
 LIMIT = 400  # seconds; a process that waits for the other in vain ends after the 30 of `ddp_timeout`
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     """What the two processes say of the cases, which they work through in one launch."""
-    launch = ["-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/two_cpu_processes.yaml"]
-    command = [*launch, "--main_process_port", "29541", "tests/sharded_ppo.py", str(tmp_path_factory.mktemp("runs"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as late:
-        return (late.stdout or b"").decode() + (late.stderr or b"").decode()
-    return done.stdout + done.stderr
+    folder = str(tmp_path_factory.mktemp("runs"))
+    _, said = run_python(*several_processes(), "tests/sharded_ppo.py", folder, limit=LIMIT)
+    return said
 
 
 @pytest.mark.slow

@@ -2,27 +2,20 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import PartialState
+from launches import run_python, several_processes
 
 from trl_ziegler.experiments.recipe import start_processes
-
-ROOT = Path(__file__).parents[1]
 
 
 def launched(*command: str) -> str:
     """The output of a command that succeeds."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    status, output = run_python(*command)
+    assert status == 0, output[-6000:]
+    return output
 
 
 @pytest.mark.parametrize(
@@ -59,8 +52,8 @@ def test_a_killed_run_resumes_to_the_last_bit(num_processes):
 def test_a_recipe_runs_in_two_processes(tmp_path):
     run_dir = tmp_path / "run"
     output = launched(
-        *("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/two_cpu_processes.yaml"),
-        *("--main_process_port", "29531", "recipes/sentiment.py", "--output_dir", str(run_dir)),
+        *several_processes(),
+        *("recipes/sentiment.py", "--output_dir", str(run_dir)),
         *("--config", "recipes/configs/sentiment/smoke.yaml", "--policy.rollout_dir", str(tmp_path / "rollouts")),
     )
     assert "Using 1 CPU threads in each of 2 processes." in output
@@ -77,8 +70,8 @@ def test_a_recipe_runs_in_two_processes(tmp_path):
 @pytest.mark.timeout(600)
 def test_a_comparison_runs_one_recipe_after_another_in_two_processes(tmp_path):
     output = launched(
-        *("-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/two_cpu_processes.yaml"),
-        *("--main_process_port", "29533", "recipes/experiments.py", "--output_dir", str(tmp_path / "all")),
+        *several_processes(),
+        *("recipes/experiments.py", "--output_dir", str(tmp_path / "all")),
         *("--config", "recipes/configs/experiments/smoke.yaml", "--seeds", "1"),
     )
     assert output.count("Using 1 CPU threads in each of 2 processes.") == 3  # the comparison, and each of its runs

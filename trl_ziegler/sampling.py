@@ -132,18 +132,19 @@ def sample(
     value = out.values[:, -1].repeat_interleave(samples_per_query, 0)
     del out, contexts  # a compiled step has a cache of its own
     drawing = True
+    first_end = response_length if stop_token_id is None else stop_after
     for t in range(response_length):
         if drawing:
             tokens, chosen = draw(predicted.float() / temperature, generator)
             responses[:, t] = tokens * alive
             logprobs[:, t] = chosen * alive
             values[:, t] = value.float()
-        if stop_token_id is not None and t >= stop_after:
+        if t >= first_end:
             alive &= tokens != stop_token_id
-            if device.type == "cpu" or t % LOOK_EVERY == 0:
-                drawing = bool(alive.any())
-                if not any_process(drawing):
-                    break
+        if t >= first_end and (device.type == "cpu" or t % LOOK_EVERY == 0):
+            drawing = bool(alive.any())
+            if not any_process(drawing):
+                break
         if t + 1 < response_length:
             predicted, value = steps.step(tokens, t)
     return Samples(responses, logprobs, values)

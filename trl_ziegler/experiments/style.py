@@ -4,6 +4,7 @@ Each stage reads what earlier ones left in the run directory and writes its own 
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -150,8 +151,7 @@ class StyleExperiment(Experiment[StyleArguments]):
         needed = max(labels, self.args.num_policy_queries, self.args.num_normalization_samples)
         train = self._queries(task, tokenizer, "train", needed)
         test = self._queries(task, tokenizer, "test", self.args.num_eval_queries)
-        lengths = [len(query) for query in train]
-        histogram = {str(n): lengths.count(n) for n in sorted(set(lengths))}
+        histogram = {str(length): count for length, count in sorted(Counter(map(len, train)).items())}
         if not PartialState().is_main_process:
             return
         write_jsonl(folder / "train_queries.jsonl", with_text(tokenizer, train))
