@@ -80,7 +80,7 @@ REWARD_WRAPPER = {
     ],
     "KLEntropyReward._part": [
         ("sign", "if own_tokenizer is not None", "if own_tokenizer is None"),
-        ("dropped call", "queries, cut = self._reencode(queries, cut, own_tokenizer)", "pass"),
+        ("dropped call", "queries, cut = self._reencode(queries, cut, columns, own_tokenizer)", "pass"),
         ("index", "(function, queries, cut,", "(function, cut, queries,"),
         ("dropped call", ", batch_size=self.batch_size)", ")"),
         ("index", "function(prompts, completions, ", "function(completions, prompts, "),
@@ -98,10 +98,13 @@ REWARD_WRAPPER = {
         ("constant", '"role": "assistant"', '"role": "user"'),
     ],
     "KLEntropyReward._reencode": [
-        ("constant", "queries, skip_special_tokens=True", "queries"),
-        ("constant", "cut, skip_special_tokens=True", "cut"),
-        ("constant", "tokenizer(texts, add_special_tokens=False)", "tokenizer(texts)"),
-        ("constant", "tokenizer(prompts)", "tokenizer(prompts, add_special_tokens=False)"),
+        ("constant", "tokenize_prompt_completion(tokenizer,", "tokenize_prompt_completion(self.tokenizer,"),
+        ("index", "[prompt for prompt, _", "[prompt for _, prompt"),
+        ("index", "[completion for _, completion", "[completion for completion, _"),
+    ],
+    "numbered": [
+        ("index", "names[: i + 1]", "names[:i]"),
+        ("sign", "names.index(name) == i", "names.index(name) != i"),
     ],
     "KLEntropyReward._refuse_non_finite": [
         ("sign", "not isinstance(function, torch.nn.Module)", "isinstance(function, torch.nn.Module)"),

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from ppo_runs import assert_same_weights
 from transformers import AutoModelForCausalLM
 
 from trl_ziegler.actor_critic import ActorCritic, model_inputs, response_logits
+
+pytest_plugins = "ppo_fixtures"
 
 
 @pytest.fixture
@@ -103,3 +106,33 @@ def test_checkpoint_overwrites_every_weight(make_causal_lm, batch, tmp_path, lor
     other.load_checkpoint(tmp_path)
     for name, weight in saved.state_dict().items():
         assert torch.equal(other.state_dict()[name], weight), name
+
+
+def test_a_save_over_another_kind_of_model_leaves_nothing_of_it(train, make_classifier, tmp_path):
+    """Loading would prefer the former value network to this model's head, and a former adapter to its weights."""
+    lora = LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    train(value_model=make_classifier(seed=3), peft_config=lora, max_steps=1).save_model(str(folder))
+    assert (folder / "value_model").is_dir() and (folder / "adapter_config.json").is_file()
+    trainer = train(max_steps=1)
+    trainer.save_model(str(folder))
+    loaded = ActorCritic.from_pretrained(folder)
+    assert loaded.value_model is None
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    train(value_model=make_classifier(seed=3), max_steps=1).save_model(str(folder))
+    assert not (folder / "value_head.safetensors").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_an_adapter_of_another_name_is_resumed(train, make_causal_lm, tmp_path):
+    def build(**given):
+        lora = LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+        policy = get_peft_model(make_causal_lm(), lora, adapter_name="policy")
+        settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        return train(model=policy, model_adapter_name="policy", **settings, **given)
+
+    whole = build()
+    assert_same_weights(whole, build(resume=str(tmp_path / "run" / "checkpoint-2")))

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers.activations import NewGELUActivation
 
 from trl_ziegler import fast_layers
-from trl_ziegler.fast_layers import WideLinear, use_fast_layers
+from trl_ziegler.fast_layers import LogitsLinear, use_fast_layers
 
 
 def test_outputs_and_gradients_of_a_model_stay_within_rounding(make_causal_lm, monkeypatch):
@@ -19,7 +19,7 @@ def test_outputs_and_gradients_of_a_model_stay_within_rounding(make_causal_lm, m
     fast = copy.deepcopy(plain)
     use_fast_layers(fast)
     assert not any(isinstance(module, NewGELUActivation) for module in fast.modules())
-    assert isinstance(fast.lm_head, WideLinear) and fast.lm_head.weight is fast.transformer.wte.weight
+    assert isinstance(fast.lm_head, LogitsLinear) and fast.lm_head.weight is fast.transformer.wte.weight
     ids = torch.arange(12).view(2, 6)
     for model in (plain, fast):
         model(input_ids=ids).logits.square().mean().backward()
@@ -44,9 +44,6 @@ def test_other_layers_are_left_alone(make_causal_lm):
     layer = nn.Sequential(nn.ReLU(), nn.Sequential(NewGELUActivation(), nn.Tanh()))
     use_fast_layers(layer)
     assert [type(module).__name__ for module in layer.modules()][1:] == ["ReLU", "Sequential", "GELU", "Tanh"]
-    model = make_causal_lm()
-    use_fast_layers(model)
-    assert type(model.lm_head) is nn.Linear  # a small vocabulary
 
 
 @pytest.mark.parametrize("rows", [1, 5, 9])
@@ -58,7 +55,7 @@ def test_a_wide_layer_is_a_linear_layer(monkeypatch, rows, bias):
     torch.manual_seed(0)
     plain, x = nn.Linear(3, 10, bias=bias), torch.randn(2, rows, 3)
     wide = copy.deepcopy(plain)
-    wide.__class__ = WideLinear
+    wide.__class__ = LogitsLinear
     results = []
     for layer in (plain, wide):
         given = x.clone().requires_grad_()
@@ -71,15 +68,30 @@ def test_a_wide_layer_is_a_linear_layer(monkeypatch, rows, bias):
 
 def test_a_frozen_weight_gets_no_gradient():
     wide = nn.Linear(3, 10, bias=False).requires_grad_(False)
-    wide.__class__ = WideLinear
+    wide.__class__ = LogitsLinear
     given = torch.ones(2, 3, requires_grad=True)
     wide(given).sum().backward()
     assert wide.weight.grad is None and given.grad is not None
 
 
-def test_other_types_and_autocast_are_left_to_torch():
-    wide = nn.Linear(3, 10)
-    wide.__class__ = WideLinear
+@pytest.mark.parametrize("wide", [4, 100])
+def test_logits_are_float32_under_autocast(monkeypatch, wide):
+    monkeypatch.setattr(fast_layers, "WIDE", wide)
+    torch.manual_seed(0)
+    head, x = nn.Linear(3, 10), torch.randn(2, 5, 3)
+    exact = head(x.bfloat16().float())
+    head.__class__ = LogitsLinear
     with torch.autocast("cpu", torch.bfloat16):
-        assert wide(torch.ones(2, 3)).dtype == torch.bfloat16
-    assert wide.double()(torch.ones(2, 3).double()).dtype == torch.float64
+        logits = head(x.bfloat16())
+    assert_close(logits, exact, rtol=1e-5, atol=1e-6)  # bfloat16 would be off by 4e-3 of each
+    logits.sum().backward()
+    assert head.weight.grad.dtype == torch.float32
+
+
+def test_other_types_are_left_to_torch():
+    head = nn.Linear(3, 10)
+    head.__class__ = LogitsLinear
+    assert head.double()(torch.ones(2, 3).double()).dtype == torch.float64
+    head.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(torch.ones(2, 3).bfloat16()).dtype == torch.bfloat16

@@ -1,6 +1,7 @@
 """What is refused before work starts, and what the first update asserts."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from trl_ziegler.ppo_checks import (
     check_setup,
     check_sign_of_reward,
     check_start,
+    context_limit,
     list_of,
+    reading_policys_ids,
     warn_of_invalid,
+    warn_of_whole_value_model,
 )
 from trl_ziegler.ppo_config import ZieglerPPOConfig
 from trl_ziegler.reward_wrapper import KLEntropyReward, Scored
@@ -111,6 +115,50 @@ def test_a_trained_adapter_without_reference_is_refused(args, make_causal_lm):
     check(args, policy, ref=make_causal_lm())
 
 
+def test_a_reference_adapter_that_nobody_would_use_is_refused(args, make_causal_lm):
+    args.ref_adapter_name = "reference"
+    with pytest.raises(ValueError, match="`ref_adapter_name` is 'reference', but `model` has no adapters"):
+        check(args, make_causal_lm())
+    policy = get_peft_model(make_causal_lm(), LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True))
+    check(args, policy)
+    with pytest.raises(ValueError, match="but `ref_model` is given, too; leave it out"):
+        check(args, policy, ref=make_causal_lm())
+
+
+def test_a_value_network_can_only_be_made_of_a_model_that_reads_the_policys_ids(
+    args, make_causal_lm, make_classifier, tokenizer
+):
+    args.value_init = "reward"
+    check(args, make_causal_lm(), rewards=[make_classifier(), length_of])
+    with pytest.raises(ValueError, match="`value_init` is 'reward', but the first reward is the function length_of"):
+        check(args, make_causal_lm(), rewards=[length_of])
+    with pytest.raises(ValueError, match="`value_init` is 'reward' and `value_model` is given"):
+        check(args, make_causal_lm(), None, make_classifier(), [make_classifier()])
+    with pytest.raises(ValueError, match="the first reward model has a tokenizer of its own"):
+        check(args, make_causal_lm(), rewards=[make_classifier()], own=[tokenizer])
+
+
+def test_the_shortest_context_of_all_readers_counts(make_causal_lm, make_classifier, tokenizer):
+    policy, judge, endless = make_causal_lm(), make_classifier(), make_classifier()
+    judge.config.max_position_embeddings = 40
+    assert context_limit([policy, None]) == 256
+    assert context_limit([policy, judge]) == 40
+    endless.config = SimpleNamespace(get_text_config=SimpleNamespace)
+    assert context_limit([endless]) > 10**9
+    assert reading_policys_ids([judge, length_of, policy], [None, None, tokenizer]) == [judge]
+
+
+def test_a_whole_value_network_beside_an_adapter_is_warned_of(make_causal_lm, make_classifier, caplog):
+    lora = get_peft_model(make_causal_lm(), LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True))
+    frozen = make_classifier()
+    frozen.transformer.requires_grad_(False)
+    for policy, value_model in ((lora, None), (lora, frozen), (make_causal_lm(), make_classifier())):
+        warn_of_whole_value_model(policy, value_model)
+    assert not caplog.records
+    warn_of_whole_value_model(lora, make_classifier())
+    assert "`value_model` trains all of its" in caplog.text
+
+
 def test_list_of():
     assert list_of(length_of) == [length_of]
     assert list_of([1, 2]) == [1, 2]
@@ -153,14 +201,24 @@ def test_start_asserts_ratio_kl_and_value():
     same = torch.zeros(2, 3)
     check_start(first_rollout(), same, 0.0, zero_head=True)
     check_start(first_rollout(values=2.0), same, None, zero_head=False)
-    with pytest.raises(RuntimeError, match="probability ratio is off by 1"):
-        check_start(first_rollout(), same + 1e-3, 0.0, zero_head=True)
+    one_token = torch.zeros(2, 3)
+    one_token[1, 2] = 2e-3
+    with pytest.raises(RuntimeError, match=r"ratio is off by 2\.0e-03 \(allowed 1e-03\)"):
+        check_start(first_rollout(), one_token, 0.0, zero_head=True)
     with pytest.raises(RuntimeError, match=r"KL\(pi, rho\) is 2\.00e-03 nats"):
         check_start(first_rollout(), same, 2e-3, zero_head=True)
     with pytest.raises(RuntimeError, match="zero-initialised value head gives values other than 0"):
         check_start(first_rollout(values=1e-3), same, 0.0, zero_head=True)
     with pytest.raises(RuntimeError, match="ratio is off by nan"):
         check_start(first_rollout(), same * float("nan"), 0.0, zero_head=True)
+
+
+def test_rounding_is_told_from_another_model_by_the_mean():
+    one_token = torch.zeros(2, 3)
+    one_token[1, 2] = 0.24
+    check_start(first_rollout(), one_token, 1e-2, zero_head=True, exact=False)
+    with pytest.raises(RuntimeError, match=r"off by 5\.2e-02 in the mean \(allowed 5e-02\).*float32 weights"):
+        check_start(first_rollout(), one_token * 1.3, 0.0, zero_head=True, exact=False)
 
 
 def test_a_stop_token_that_never_comes_is_warned_of(caplog):

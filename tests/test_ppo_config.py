@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from trl_ziegler.ppo_config import UpdatePlan, ZieglerPPOConfig
 
@@ -15,6 +16,17 @@ def test_defaults_that_differ_from_trl(tmp_path):
     assert (args.bf16, args.gradient_checkpointing) == (False, False)
     assert args.dataloader_pin_memory == torch.accelerator.is_available()
     assert args.world_size == 1
+
+
+def test_one_process_drives_one_gpu(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 4)
+    assert config(tmp_path)._n_gpu == 1
+    assert "1 of 4 GPUs is used; `accelerate launch` starts a process for each." in caplog.text
+
+
+def test_ddp_searches_for_unused_parameters_only_when_asked(tmp_path):
+    assert config(tmp_path).ddp_find_unused_parameters is False
+    assert config(tmp_path, ddp_find_unused_parameters=True).ddp_find_unused_parameters is True
 
 
 @pytest.mark.parametrize(
@@ -34,6 +46,9 @@ def test_defaults_that_differ_from_trl(tmp_path):
         ({"cache_implementation": "dynamic"}, "`cache_implementation` is 'dynamic'; it can be 'static' or None"),
         ({"optimizer": "adam"}, "`optimizer` is 'adam'"),
         ({"optimizer": "tf_adam", "optim": "sgd"}, "`optim` is .*sgd.* and `optimizer` is 'tf_adam'"),
+        ({"optimizer": "tf_adam", "adam_epsilon": 1e-6}, "`adam_epsilon` is 1e-06, which `optimizer='tf_adam'`"),
+        ({"optimizer": "tf_adam", "weight_decay": 0.1}, "`weight_decay` is 0.1, which `optimizer='tf_adam'`"),
+        ({"fp16": True}, "`fp16` is True, which this trainer does not use: its loss scaling"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1, which this trainer does not use"),
         ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is 5.0"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size` is True"),

@@ -2,13 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from ppo_parts import prompts
 from ppo_runs import PROMPTS, CountSteps, assert_same_weights, letter_e, training_logs
 from transformers import TrainerCallback
 
+from trl_ziegler.actor_critic import ActorCritic
 from trl_ziegler.ppo_checkpoints import missing_part, newest_checkpoint
 from trl_ziegler.ppo_trainer import ZieglerPPOTrainer
 
@@ -188,9 +191,25 @@ class TestCheckpoints:
             train(resume=str(tmp_path / "nowhere"))
 
     def test_nothing_to_resume_is_said(self, train, tmp_path):
-        with pytest.raises(ValueError, match="No valid checkpoint"):
+        with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is True, but .*run holds no whole checkpoint"):
             train(resume=True)
         assert newest_checkpoint(tmp_path) is None
+
+    def test_a_half_written_one_alone_is_not_resumed(self, train, tmp_path):
+        train(**{**CHECKPOINTS, "max_steps": 1})
+        (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").unlink()
+        with pytest.raises(ValueError, match="holds no whole checkpoint"):
+            train(resume=True, **CHECKPOINTS)
+
+    def test_the_best_of_checkpoints_without_a_state_is_loaded(self, train, tmp_path):
+        trainer = train(
+            **CHECKPOINTS, save_only_model=True, load_best_model_at_end=True, eval_strategy="steps", eval_steps=1,
+            metric_for_best_model="objective/scores", greater_is_better=True, evaluate_with=prompts(4),
+        )  # fmt: skip
+        best = ActorCritic.from_pretrained(trainer.state.best_model_checkpoint)
+        assert not (Path(trainer.state.best_model_checkpoint) / "ppo_state.json").exists()
+        for name, weight in best.state_dict().items():
+            assert torch.equal(trainer.model.state_dict()[name], weight), name
 
     def test_another_number_of_processes_is_refused(self, train, tmp_path):
         train(**CHECKPOINTS)

@@ -308,7 +308,9 @@ def test_a_reward_that_is_not_finite_stops_before_the_weights_change(train, make
 
 
 def test_reference_optimizer_is_used_when_asked(train):
-    assert isinstance(train(optimizer="tf_adam", max_steps=1).optimizer.optimizer, TFAdam)
+    optimizer = train(optimizer="tf_adam", adam_beta1=0.5, adam_beta2=0.9, max_steps=1).optimizer.optimizer
+    assert isinstance(optimizer, TFAdam)
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.5, 0.9), 1e-5)
 
 
 def test_bfloat16_autocast_starts_on_policy(train):

@@ -98,17 +98,42 @@ def test_a_model_with_its_own_tokenizer_reads_text(tokenizer, texts, make_classi
     torch.testing.assert_close(own, build(tokenizer, [model]).score(*texts, {}).raw)
 
 
-def test_text_for_another_tokenizer_gets_that_one_s_special_tokens_once(tokenizer, texts, make_classifier):
+def test_text_for_another_tokenizer_gets_that_one_s_special_tokens_as_in_training(tokenizer, texts, make_classifier):
     model = as_reward_model(make_classifier(), fresh_head=True)
     queries, responses = texts
     end, start = tokenizer.eos_token_id, tokenizer("!")["input_ids"][0]
     other = copy.deepcopy(tokenizer)
-    other.backend_tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", start)])
     ended = torch.cat([responses[:, :2], torch.full((2, 1), end), responses[:, 2:]], 1)
+    other.backend_tokenizer.post_processor = TemplateProcessing(single="! $A !", special_tokens=[("!", start)])
     reward = build(tokenizer, [model], processing_classes=[other], task=Task("t", 5))
     ours = reward.score([[end, *query] for query in queries], ended, {}).raw
-    expected = score_token_ids(model, [[start, *query] for query in queries], responses.tolist())
+    expected = score_token_ids(model, [[start, *query] for query in queries], responses.tolist())  # no "!" between
     torch.testing.assert_close(ours, expected)
+
+
+def test_a_chat_for_another_tokenizer_goes_through_that_one_s_template(tokenizer, texts, make_classifier):
+    model = as_reward_model(make_classifier(), fresh_head=True)
+    _, responses = texts
+    chat = [[{"role": "user", "content": content}] for content in (" the cat", " a dog")]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for m in messages %}! {{ m['content'] }}{% endfor %}"
+    reward = build(tokenizer, [model], processing_classes=[other], task=Task("t", 4))
+    ours = reward.score([[1], [2]], responses, {"prompt": chat}).raw  # what the policy's template made of them
+    rendered = [
+        other.apply_chat_template([*query, {"role": "assistant", "content": text}], return_dict=False)
+        for query, text in zip(chat, tokenizer.batch_decode(responses), strict=True)
+    ]
+    torch.testing.assert_close(ours, score_token_ids(model, [[]] * 2, rendered))
+
+
+def test_functions_of_one_name_are_numbered(tokenizer):
+    def named(name):
+        function = lambda prompts, completions: [0.0] * len(prompts)  # noqa: E731
+        function.__name__ = name
+        return function
+
+    reward = build(tokenizer, [named(name) for name in ("a", "b", "a", "a")])
+    assert reward.names == ["a", "b", "a-2", "a-3"]
 
 
 @pytest.mark.parametrize(("options", "rows"), [({}, [2]), ({"batch_size": 1}, [1, 1])])

@@ -117,8 +117,8 @@ def test_a_configuration_of_trls_reward_trainer(make_classifier, tokenizer, tmp_
         BestOfKRewardTrainer(make_classifier(), args, train_dataset=records(4), processing_class=tokenizer)
 
 
-def test_float16_on_a_cpu(make_ppo):
-    with pytest.raises(ValueError, match="`fp16` is on, but on a CPU it would be left out without a word; use `bf16`"):
+def test_float16(make_ppo):
+    with pytest.raises(ValueError, match=r"`fp16` is True, which this trainer does not use: its loss scaling.*`bf16`"):
         make_ppo(fp16=True)
 
 

@@ -5,13 +5,20 @@ Axis letters: B rows, S context + response tokens, T response tokens, V vocabula
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import is_peft_model
 from peft import get_peft_model
-from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.utils import (
+    CONFIG_NAME,
+    SAFETENSORS_WEIGHTS_NAME,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -190,6 +197,20 @@ class ActorCritic(nn.Module):
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
             save_file(state, Path(save_directory, VALUE_HEAD_FILE))
 
+    def remove_former_parts(self, folder: str | os.PathLike) -> None:
+        """Remove what a model of another kind left in a folder that this one was saved to, and loading would prefer.
+
+        That is the other kind of value function, and an adapter beside a whole policy.
+        """
+        former = [VALUE_MODEL_FOLDER if self.value_model is None else VALUE_HEAD_FILE]
+        if not is_peft_model(self.policy):
+            former += [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME]
+        for path in (Path(folder, name) for name in former):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, **kwargs: Any) -> "ActorCritic":
         """Load what `save_pretrained` wrote; `kwargs` go to `AutoModelForCausalLM.from_pretrained`.
@@ -290,10 +311,12 @@ def as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str
 
 def _load_weights(model: PreTrainedModel, path: str | os.PathLike) -> None:
     if is_peft_model(model):
-        adapter = load_peft_weights(str(path), device="cpu")
+        name = model.active_adapter
+        # PEFT saves any other adapter in a folder of its name.
+        adapter = load_peft_weights(str(path if name == "default" else Path(path, name)), device="cpu")
         if has_parts(model):
-            adapter = in_parts_like(adapter, get_peft_model_state_dict(model))
-        set_peft_model_state_dict(model, adapter)
+            adapter = in_parts_like(adapter, get_peft_model_state_dict(model, adapter_name=name))
+        set_peft_model_state_dict(model, adapter, adapter_name=name)
         return
     loaded = type(model).from_pretrained(path).state_dict()
     model.load_state_dict(in_parts_like(loaded, model.state_dict()))

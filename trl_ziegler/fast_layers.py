@@ -1,4 +1,4 @@
-"""Two layers of language models, computed with fewer passes; the same functions up to rounding.
+"""Two layers of language models, computed with fewer passes or less rounding; the same functions otherwise.
 
 Axis letters: N rows, H hidden, V vocabulary.
 """
@@ -13,43 +13,51 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 WIDE = 8192
-"""Outputs from which on a linear layer is computed in parts of as many."""
+"""Outputs from which on a head is computed in parts of as many."""
 FEW = 128
 """Rows up to which the product is made with the weight on the left."""
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Replace in place what is known to be slow; weights and configuration, and so what is saved, stay as they are.
+    """Replace in place what is slow or rounds; weights and configuration, and so what is saved, stay as they are.
 
     - GPT-2's activation (`NewGELUActivation`) by torch's kernel of the same formula: transformers writes the tanh
       approximation of GELU out as eight operations, each a pass over the widest activations of the model, four of
       which the backward pass keeps.
-    - The language model's head by [`WideLinear`], if it is a plain linear layer of `WIDE` outputs or more.
+    - The language model's head by [`LogitsLinear`], if it is a plain linear layer.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(parent, name, nn.GELU(approximate="tanh"))
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel | PeftModel) else None
-    if type(head) is nn.Linear and head.out_features >= WIDE:
-        head.__class__ = WideLinear
+    if type(head) is nn.Linear:
+        head.__class__ = LogitsLinear
 
 
-class WideLinear(nn.Linear):
-    """`nn.Linear` for many outputs in float32 on a CPU, where one product `[N, H] x [H, V]` runs at half of its rate.
+class LogitsLinear(nn.Linear):
+    """`nn.Linear` whose outputs are float32 where its weight is, whatever the autocast state.
 
-    With few rows the weight stands on the left; with many the outputs are computed in parts. Anything else (another
-    device or type, autocast) is `nn.Linear`.
+    Logits of real models lie around -100, where neighbours in bfloat16 are 0.5 nats apart: with logits rounded to it,
+    the padding of a batch moves the log-probability of a token by up to 1. A head runs at response positions only.
+
+    On a CPU, where one product `[N, H] x [H, V]` runs at half of its rate, many outputs are computed in parts, and
+    with few rows the weight stands on the left.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., H]` to `[..., V]`."""
-        plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
-        if not plain or torch.is_autocast_enabled("cpu"):
+        device = input.device.type
+        lower = input.dtype != torch.float32 and not torch.is_autocast_enabled(device)
+        if lower or self.weight.dtype != torch.float32:
             return super().forward(input)
-        rows = _WideProduct.apply(input.reshape(-1, input.shape[-1]), self.weight)
-        outputs = rows.view(*input.shape[:-1], -1)
-        return outputs if self.bias is None else outputs + self.bias
+        with torch.autocast(device, enabled=False):
+            input = input.float()
+            if device != "cpu" or self.out_features < WIDE:
+                return super().forward(input)
+            rows = _WideProduct.apply(input.reshape(-1, input.shape[-1]), self.weight)
+            outputs = rows.view(*input.shape[:-1], -1)
+            return outputs if self.bias is None else outputs + self.bias
 
 
 class _WideProduct(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
+from transformers import TrainingArguments
 
 
 class TFAdam(torch.optim.Optimizer):
@@ -93,3 +94,22 @@ def _require_hyperparameters(group: dict[str, Any]) -> None:
         raise ValueError(
             f"`weight_decay` must be 0 with TFAdam, got {group['weight_decay']}; torch.optim.AdamW decays weights."
         )
+
+
+def check_tf_adam(args: TrainingArguments) -> None:
+    """`ValueError` where a setting of `Trainer`'s optimiser that [`TFAdam`] does not have is not the default."""
+    for name in ("adam_epsilon", "weight_decay"):
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise ValueError(
+                f"`{name}` is {getattr(args, name)}, which `optimizer='tf_adam'` does not use (epsilon 1e-5, no "
+                "decay); leave it out, or pass an optimizer of your own to the trainer."
+            )
+
+
+def tf_adam(
+    args: TrainingArguments, optimizer_cls_and_kwargs: Any | None, optimizers: Any | None
+) -> tuple[type[TFAdam], dict[str, Any]]:
+    """[`TFAdam`] with the configured rate and betas, as `Trainer` takes it; `ValueError` if another is given too."""
+    if optimizer_cls_and_kwargs is not None or (optimizers and optimizers[0] is not None):
+        raise ValueError("`optimizer='tf_adam'` and an optimizer for the trainer are both given; give one of them.")
+    return TFAdam, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}

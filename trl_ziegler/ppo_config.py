@@ -5,10 +5,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar, Literal
 
 import torch
+from accelerate.logging import get_logger
 from transformers import TrainingArguments
 
 from ._compat import PPOConfig
+from .optim import check_tf_adam
 from .presets import PAPER_POLICY, RELEASED_POLICY, Presets, Table
+
+logger = get_logger(__name__)
 
 DERIVED = (
     "world_size",
@@ -30,7 +34,9 @@ REFUSED = {
     "`gradient_accumulation_steps` by the same factor",
     "train_sampling_strategy": "queries come in a random order",
     "bf16_full_eval": "evaluation samples as training does; set `bf16`",
-    "fp16_full_eval": "evaluation samples as training does; set `fp16`",
+    "fp16": "its loss scaling leaves out the steps whose gradient overflows, which is where this trainer stops; set "
+    "`bf16`, or neither",
+    "fp16_full_eval": "evaluation samples as training does",
 }
 
 
@@ -59,7 +65,7 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             One weight per reward function, 1.0 each if left out. A function of weight 0 is only logged.
         optimizer (`str`, *optional*, defaults to `"hf"`):
             `"hf"` uses `optim` and its arguments; `"tf_adam"` the reference's Adam, whose epsilon of 1e-5 sits
-            outside the bias correction ([`TFAdam`]).
+            outside the bias correction ([`TFAdam`]), with `learning_rate`, `adam_beta1` and `adam_beta2`.
         target_kl (`float`, *optional*):
             Ends an update before the step of a minibatch on which `policy/approxkl_avg`, half the mean squared
             log-ratio to the sampling policy in nats^2 per token, exceeds this. `None` (the paper) makes every step.
@@ -139,6 +145,13 @@ class ZieglerPPOConfig(Presets, PPOConfig):
         self._refuse_unread_fields()
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if self.n_gpu > 1:
+            # `Trainer` would put the model's copies on them, which share none of what a rollout needs.
+            logger.warning(f"1 of {self.n_gpu} GPUs is used; `accelerate launch` starts a process for each.")
+            self._n_gpu = 1
+        if self.ddp_find_unused_parameters is None:
+            # Every parameter takes part; `Trainer`'s own choice for what is no `PreTrainedModel` is a search per step.
+            self.ddp_find_unused_parameters = False
         # `PPOConfig` declares a field `world_size = None` that hides this property of `TrainingArguments`.
         self.world_size = TrainingArguments.world_size.fget(self)
         self._check_values()
@@ -184,10 +197,10 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError(f"`cache_implementation` is {self.cache_implementation!r}; it can be 'static' or None.")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"`target_kl` is {self.target_kl}; give a value above 0, or None to make every step.")
-        if self.target_kl is not None and self.fp16:
-            raise ValueError("`target_kl` leaves out steps, which the loss scaling of `fp16` cannot; use `bf16`.")
         if self.optimizer == "tf_adam" and self.optim != type(self).__dataclass_fields__["optim"].default:
             raise ValueError(f"`optim` is {self.optim!r} and `optimizer` is 'tf_adam'; give one of them.")
+        if self.optimizer == "tf_adam":
+            check_tf_adam(self)
         counts = ("num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size", "num_samples_per_query")
         for name in counts:
             if getattr(self, name) < 1:

@@ -88,7 +88,12 @@ class UpdateLoop(SampledEvaluation):
         A checkpoint whose writing was cut off is passed over with a warning; given by its path it is refused.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_checkpoint(self.args.output_dir) or True
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"`resume_from_checkpoint` is True, but {self.args.output_dir} holds no whole checkpoint; call "
+                    "`train()` to begin anew."
+                )
         elif resume_from_checkpoint:
             require_whole(resume_from_checkpoint)
         return Trainer.train(self, resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -248,10 +253,12 @@ class UpdateLoop(SampledEvaluation):
         """Policy, value function, tokenizer and arguments, in formats that load without pickle."""
         if not self.args.should_save:
             return
+        model = self._actor_critic
         with written_whole(output_dir or self.args.output_dir) as folder:
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+            model.save_pretrained(folder, state_dict=state_dict)
             self.processing_class.save_pretrained(folder)
             (folder / "training_args.json").write_text(self.args.to_json_string())
+        model.remove_former_parts(output_dir or self.args.output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Besides the library's random states: this process's generators, and beta."""
@@ -275,7 +282,8 @@ class UpdateLoop(SampledEvaluation):
         self._start_unchecked = False  # the policy has moved away from the reference
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        # The weights alone: a checkpoint of `save_only_model` has nothing else.
+        self._actor_critic.load_checkpoint(self.state.best_model_checkpoint)
 
 
 class BeforeEachStep(TrainerCallback):

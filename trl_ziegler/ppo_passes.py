@@ -113,15 +113,19 @@ class ModelPasses(PolicyInShards):
     def _as_trained(self, model: ActorCritic, ids: torch.Tensor, mask: torch.Tensor, samples: Samples) -> Samples:
         """`samples` with what the cached pass could not give: it rounds otherwise than the training pass in bfloat16,
         and a value network keeps no cache."""
-        lower = self.accelerator.mixed_precision != "no" or model.policy.dtype != torch.float32
-        if not lower and model.value_model is None:
+        if not self._lower_precision and model.value_model is None:
             return samples
         inputs = self._training_inputs(ids, mask, samples.responses)
-        if not lower:
+        if not self._lower_precision:
             return samples._replace(values=model.network_values(*inputs).float())
         out = model(*inputs)
         logprobs = token_logprobs(out.logits, samples.responses, temperature=self.task.task.temperature)
         return Samples(samples.responses, logprobs, out.values.float())
+
+    @property
+    def _lower_precision(self) -> bool:
+        """Whether passes compute in fewer bits than float32."""
+        return self.accelerator.mixed_precision != "no" or self._actor_critic.policy.dtype != torch.float32
 
     def _reference_logprobs(self, batch: dict[str, Any], responses: torch.Tensor) -> torch.Tensor:
         """`[B, T]` log rho of the responses."""

@@ -37,8 +37,14 @@ class UpdateRecord:
         return self._updates[-1][name]
 
     def begin(self, episodes: dict[str, torch.Tensor], kl_coef: float) -> None:
-        """A rollout's per-episode statistics `[B]`, and the beta it was shaped with; NaN entries do not count."""
-        means = self._mean_over_processes(torch.stack([column.float().nanmean() for column in episodes.values()]))
+        """A rollout's per-episode statistics `[B]`, and the beta it was shaped with.
+
+        NaN entries do not count: a mean is over the episodes of all processes that have the statistic.
+        """
+        columns = torch.stack([column.float() for column in episodes.values()])
+        sums, counts = columns.nansum(1), (~columns.isnan()).sum(1)
+        parts = torch.tensor(self._mean_over_processes(torch.cat([sums, counts]))).chunk(2)
+        means = (parts[0] / parts[1]).tolist()
         self._updates.append({**dict(zip(episodes, means, strict=True)), "objective/kl_coef": kl_coef})
 
     def add(self, parts: dict[str, torch.Tensor]) -> None:
@@ -61,9 +67,9 @@ class UpdateRecord:
         self._parts.clear()
 
     def take(self) -> dict[str, float]:
-        """The means over the updates since the last call."""
+        """The means over the updates since the last call that have a statistic; NaN where none has."""
         means = {
-            name: sum(update[name] for update in self._updates) / len(self._updates)
+            name: float(torch.tensor([update[name] for update in self._updates], dtype=torch.float64).nanmean())
             for name in (self._updates[0] if self._updates else {})
         }
         self._updates.clear()

@@ -23,7 +23,7 @@ from .actor_critic import ActorCritic
 from .functional import policy_loss, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
 from .model_cards import PolicyCards
-from .optim import TFAdam
+from .optim import tf_adam
 from .ppo_checks import (
     build_task,
     check_setup,
@@ -31,12 +31,15 @@ from .ppo_checks import (
     check_sign_of_reward,
     check_start,
     check_stop_token,
+    context_limit,
     first_non_finite_row,
     list_of,
     non_finite_gradients,
     raise_non_finite,
+    reading_policys_ids,
     warn_of_invalid,
     warn_of_unnormalized,
+    warn_of_whole_value_model,
 )
 from .ppo_config import ZieglerPPOConfig
 from .ppo_loop import UpdateLoop
@@ -121,12 +124,14 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         policy = model if peft_config is None else get_peft_model(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
         warn_of_unnormalized(rewards)
+        warn_of_whole_value_model(policy, value_model)
         ref_model, value_model = self._other_networks(args, policy, ref_model, value_model, rewards)
         self.task = build_task(args, task, processing_class).bind(processing_class)
         check_stop_token(self.task, policy)
+        on_policys_ids = reading_policys_ids(rewards, own_tokenizers)
         self._query_options = {
             "task": self.task,
-            "context_limit": context_limit(policy),
+            "context_limit": context_limit([policy, ref_model, value_model, *on_policys_ids]),
             "vocab_size": policy.config.get_text_config().vocab_size,
             "num_proc": args.dataset_num_proc,
         }
@@ -142,7 +147,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
-            optimizer_cls_and_kwargs=(TFAdam, {"lr": args.learning_rate}) if args.optimizer == "tf_adam" else None,
+            optimizer_cls_and_kwargs=tf_adam(args, None, optimizers) if args.optimizer == "tf_adam" else None,
         )
         check_sharding(self.model, getattr(self.accelerator.state, "fsdp_plugin", None), self.is_deepspeed_enabled)
         self._compiled = self._compiled_steps(train_dataset)
@@ -159,7 +164,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             processing_classes=own_tokenizers,
             batch_size=args.local_rollout_forward_batch_size,
         )
-        self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit(policy))
+        self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit([policy]))
         self._start_unchecked = True
         self._start_counting()
         logger.info(self.plan.describe(), main_process_only=True)
@@ -258,8 +263,9 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
     def _check_start(self, rollout: Rollout, logprobs: torch.Tensor) -> None:
         self._start_unchecked = False
         kl = self.record.of_rollout("objective/kl") if self._reference_is_copy else None
-        lower = self.accelerator.mixed_precision != "no"
-        check_start(rollout, logprobs, kl, self.model.value_model is None, tolerance=1e-2 if lower else 1e-4)
+        tf32 = getattr(torch.backends.cuda.matmul, "fp32_precision", "ieee") == "tf32"
+        exact = not (tf32 or self._lower_precision)
+        check_start(rollout, logprobs, kl, self.model.value_model is None, exact=exact)
 
     def _require_finite(self, what: str, rollout: Rollout, *tensors: torch.Tensor) -> None:
         """Stop the run, naming the first response with a masked entry that is not finite in one of `[b, T]`."""
@@ -300,8 +306,3 @@ def kl_controller(args: ZieglerPPOConfig) -> FixedKLController | AdaptiveKLContr
     if args.kl_target is None:
         return FixedKLController(args.kl_coef)
     return AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
-
-
-def context_limit(policy: PreTrainedModel) -> int:
-    """Most tokens the policy can read."""
-    return policy.config.get_text_config().max_position_embeddings

@@ -18,7 +18,7 @@ from trl import RewardConfig, RewardTrainer
 
 from .fast_layers import use_fast_layers
 from .model_cards import RewardCards
-from .optim import TFAdam
+from .optim import check_tf_adam, tf_adam
 from .preference_collator import DataCollatorForBestOfK, candidate_rewards, count_tokens
 from .preference_data import JUDGEMENTS, prepare_preferences
 from .preference_losses import best_candidates, preference_loss
@@ -115,13 +115,8 @@ class BestOfKRewardConfig(Presets, RewardConfig):
             raise ValueError(f"`max_length` is {self.max_length}; give at least 1, or None for no limit.")
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
-        defaults = {item.name: item.default for item in fields(self)}
-        for name in ("adam_epsilon", "weight_decay"):
-            if self.optimizer == "tf_adam" and getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, which `optimizer='tf_adam'` does not use (epsilon 1e-5, no "
-                    "decay); pass `optimizer_cls_and_kwargs` to the trainer instead."
-                )
+        if self.optimizer == "tf_adam":
+            check_tf_adam(self)
 
 
 class BestOfKRewardTrainer(RewardCards, RewardTrainer):
@@ -186,7 +181,7 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
         name = (model if isinstance(model, str) else model.config._name_or_path).rstrip("/").split("/")[-1]
         args = args or BestOfKRewardConfig(f"{name}-BestOfK")
         if args.optimizer == "tf_adam":
-            optimizer_cls_and_kwargs = _tf_adam(args, optimizer_cls_and_kwargs, kwargs.get("optimizers"))
+            optimizer_cls_and_kwargs = tf_adam(args, optimizer_cls_and_kwargs, kwargs.get("optimizers"))
         model = _model(model, args, quantization_config)
         use_fast_layers(model)
         if args.shared_prefix:
@@ -325,14 +320,6 @@ def _model(
     if quantization_config is not None:
         init_kwargs["quantization_config"] = quantization_config
     return load_reward_model(model, seed=args.seed, is_trainable=True, **init_kwargs)
-
-
-def _tf_adam(
-    args: BestOfKRewardConfig, optimizer_cls_and_kwargs: Any | None, optimizers: Any | None
-) -> tuple[type[TFAdam], dict[str, Any]]:
-    if optimizer_cls_and_kwargs is not None or (optimizers and optimizers[0] is not None):
-        raise ValueError("`optimizer='tf_adam'` and an optimizer for the trainer are both given; give one of them.")
-    return TFAdam, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}
 
 
 def _with_head(peft_config: PeftConfig | None) -> PeftConfig | None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .functional import kl_entropy_rewards
 from .kl_control import AdaptiveKLController, FixedKLController
+from .preference_data import tokenize_prompt_completion
 from .reward_model import score_token_ids
 from .tasks import BoundTask
 
@@ -82,7 +83,7 @@ class KLEntropyReward:
         self.controller = controller
         self.processing_classes = list(processing_classes or [None] * len(functions))
         self.batch_size = batch_size
-        self.names = [function_name(function) for function in self.functions]
+        self.names = numbered([function_name(function) for function in self.functions])
 
     def score(self, queries: list[list[int]], responses: torch.Tensor, columns: dict[str, list]) -> Scored:
         """Score responses.
@@ -119,7 +120,7 @@ class KLEntropyReward:
         function, own_tokenizer = self.functions[i], self.processing_classes[i]
         if isinstance(function, torch.nn.Module):
             if own_tokenizer is not None:
-                queries, cut = self._reencode(queries, cut, own_tokenizer)
+                queries, cut = self._reencode(queries, cut, columns, own_tokenizer)
             return score_token_ids(function, queries, cut, batch_size=self.batch_size)
         prompts, completions, columns = self._as_text(queries, cut, columns)
         check_call(function, self.names[i], columns)
@@ -136,11 +137,17 @@ class KLEntropyReward:
         return prompts, texts, columns
 
     def _reencode(
-        self, queries: list[list[int]], cut: list[list[int]], tokenizer: PreTrainedTokenizerBase
+        self,
+        queries: list[list[int]],
+        cut: list[list[int]],
+        columns: dict[str, list],
+        tokenizer: PreTrainedTokenizerBase,
     ) -> tuple[list[list[int]], list[list[int]]]:
-        prompts = self.tokenizer.batch_decode(queries, skip_special_tokens=True)
-        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
-        return tokenizer(prompts)["input_ids"], tokenizer(texts, add_special_tokens=False)["input_ids"]
+        """What the trainer of reward models gives a model with this tokenizer to read."""
+        prompts, completions, _ = self._as_text(queries, cut, columns)
+        pairs = zip(prompts, completions, strict=True)
+        encoded = [tokenize_prompt_completion(tokenizer, prompt, completion) for prompt, completion in pairs]
+        return [prompt for prompt, _ in encoded], [completion for _, completion in encoded]
 
     def _refuse_non_finite(self, parts: torch.Tensor, queries: list[list[int]], cut: list[list[int]]) -> None:
         callables = torch.tensor([not isinstance(function, torch.nn.Module) for function in self.functions])
@@ -201,3 +208,12 @@ def function_name(function: RewardFunction) -> str:
     if isinstance(function, PreTrainedModel):
         return function.config._name_or_path.rstrip("/").split("/")[-1] or type(function).__name__
     return getattr(function, "__name__", type(function).__name__)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, from its second occurrence on each with its number.
+
+    >>> numbered(["model", "length", "model"])
+    ['model', 'length', 'model-2']
+    """
+    return [name if names.index(name) == i else f"{name}-{names[: i + 1].count(name)}" for i, name in enumerate(names)]
