@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.logging import MultiProcessAdapter
 from accelerate.utils import FullyShardedDataParallelPlugin
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -13,12 +14,14 @@ from transformers import Trainer
 from trl_ziegler.kl_control import FixedKLController
 from trl_ziegler.ppo_checks import (
     build_task,
+    check_padding,
     check_setup,
     check_sign_of_reward,
     check_start,
     context_limit,
     list_of,
     reading_policys_ids,
+    tokenizers_of_rewards,
     warn_of_invalid,
     warn_of_whole_value_model,
 )
@@ -159,6 +162,19 @@ def test_a_whole_value_network_beside_an_adapter_is_warned_of(make_causal_lm, ma
     assert "`value_model` trains all of its" in caplog.text
 
 
+def test_tokenizers_of_rewards_are_as_many(tokenizer):
+    assert tokenizers_of_rewards(None, 2) == [None, None]
+    assert tokenizers_of_rewards(tokenizer, 1) == [tokenizer]
+    with pytest.raises(ValueError, match="`reward_processing_classes` has 1 entries for 2 reward functions"):
+        tokenizers_of_rewards([tokenizer], 2)
+
+
+def test_contexts_padded_on_the_right_are_refused():
+    check_padding(torch.tensor([[0, 1], [1, 1]]))
+    with pytest.raises(ValueError, match="`data_collator` pads on the right"):
+        check_padding(torch.tensor([[1, 1], [1, 0]]))
+
+
 def test_list_of():
     assert list_of(length_of) == [length_of]
     assert list_of([1, 2]) == [1, 2]
@@ -222,10 +238,13 @@ def test_rounding_is_told_from_another_model_by_the_mean():
 
 
 def test_a_stop_token_that_never_comes_is_warned_of(caplog):
+    MultiProcessAdapter.warning_once.cache_clear()  # another test may have had the one warning
     warn_of_invalid(0.1)
     assert not caplog.text
     warn_of_invalid(0.09)
-    assert "Only 9% of the responses of a rollout hold the token that ends them" in caplog.text
+    warn_of_invalid(0.05)
+    assert len(caplog.records) == 1
+    assert "Less than 10% of the responses of a rollout hold the token that ends them" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "message"), [("fsdp", "`fsdp_version` is 1"), ("deepspeed", "DeepSpeed is on, but")])

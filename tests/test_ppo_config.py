@@ -5,6 +5,7 @@ import torch
 from transformers import TrainingArguments
 
 from trl_ziegler.ppo_config import UpdatePlan, ZieglerPPOConfig
+from trl_ziegler.reward_trainer import BestOfKRewardConfig
 
 
 def config(tmp_path, **fields) -> ZieglerPPOConfig:
@@ -16,6 +17,18 @@ def test_defaults_that_differ_from_trl(tmp_path):
     assert (args.bf16, args.gradient_checkpointing) == (False, False)
     assert args.dataloader_pin_memory == torch.accelerator.is_available()
     assert args.world_size == 1
+
+
+def test_paths_that_scripts_read_are_theirs(tmp_path):
+    args = config(tmp_path, sft_model_path="sft", reward_model_path="rm")
+    assert (args.sft_model_path, args.reward_model_path) == ("sft", "rm")
+
+
+def test_without_an_accelerator_the_cpu_is_chosen(tmp_path, monkeypatch):
+    """Or `Trainer` would leave each of several processes to itself, and refuse bfloat16."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = ZieglerPPOConfig(output_dir=str(tmp_path), report_to="none", bf16=True)
+    assert args.use_cpu and BestOfKRewardConfig(output_dir=str(tmp_path), report_to="none", bf16=True).use_cpu
 
 
 def test_one_process_drives_one_gpu(tmp_path, monkeypatch, caplog):
@@ -34,8 +47,6 @@ def test_ddp_searches_for_unused_parameters_only_when_asked(tmp_path):
     [
         ({"batch_size": 8}, "`batch_size` is 8 but follows from the other batch sizes"),
         ({"world_size": 2}, "`world_size` is 2 but follows"),
-        ({"sft_model_path": "x"}, "`sft_model_path` is 'x', which this trainer does not use: pass the model"),
-        ({"reward_model_path": "x"}, "`reward_model_path` is 'x', which this trainer does not use"),
         ({"kl_estimator": "k3"}, "`kl_estimator` is 'k3', which this trainer does not use"),
         ({"stop_token": "period"}, "`stop_token` is 'period'; it can be 'eos' or None"),
         ({"stop_token": "eos", "stop_token_id": 3}, "both set; give one"),
@@ -114,6 +125,6 @@ def test_plan_describes_every_size(tmp_path):
     args = config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2, max_steps=3)
     text = UpdatePlan.from_config(args, 100).describe()
     assert text == (
-        "3 updates of 16 episodes (1 processes x 16); per update 4 optimiser steps (4 epochs) on minibatches of 16 "
-        "per process, 2 micro-batches of 8 each"
+        "3 updates of 16 episodes (1 process x 16); per update 4 optimiser steps (4 epochs) on minibatches of 16 "
+        "per process, 2 micro-batches of 8"
     )

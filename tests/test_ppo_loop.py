@@ -149,6 +149,42 @@ class TestNonFinite:
             trainer.train()
 
 
+class OwnRate(TrainerCallback):
+    """The rate of the first step of each update."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_scheduler_that_is_given_counts_updates_too(make_ppo):
+    seen, model = OwnRate(), make_ppo().model.policy
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 1 / (1 + update))
+    make_ppo(model=model, optimizers=(optimizer, scheduler), callbacks=[seen]).train()
+    assert seen.rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.1 / 3, 0.1 / 3])
+    with pytest.raises(ValueError, match="`optimizers` holds a StepLR, which is no function of the step"):
+        make_ppo(optimizers=(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))).train()
+
+
+def test_samples_per_second_are_episodes_of_this_run(train, tmp_path):
+    for resume in (None, str(tmp_path / "run" / "checkpoint-4")):
+        trainer = train(resume=resume, max_steps=3, save_strategy="steps", save_steps=1)
+        (last,) = [row for row in trainer.state.log_history if "train_runtime" in row][-1:]
+        updates = 3 if resume is None else 1
+        assert last["train_samples_per_second"] == pytest.approx(updates * 4 / last["train_runtime"], rel=1e-3)
+
+
+def test_the_sizes_of_an_update_are_printed_at_the_start(train, capsys):
+    train(max_steps=1)
+    said = capsys.readouterr().out
+    assert (
+        "1 update of 4 episodes (1 process x 4); per update 2 optimiser steps (2 epochs) on minibatches of 4" in said
+    )
+
+
 class TestCheckpoints:
     @pytest.mark.parametrize("name", ["trainer_state.json", "ppo_state.json", "rollout_generators_0.safetensors"])
     def test_a_half_written_one_is_passed_over_with_a_warning(self, train, tmp_path, caplog, name):
@@ -186,6 +222,9 @@ class TestCheckpoints:
         last = tmp_path / "run" / "checkpoint-3"
         (last / "ppo_state.json").unlink()
         with pytest.raises(ValueError, match=re.escape(f"resume from {tmp_path / 'run' / 'checkpoint-2'} instead")):
+            train(resume=str(last), **CHECKPOINTS)
+        (last / "trainer_state.json").write_text("{}")
+        with pytest.raises(ValueError, match="another trainer wrote it, whose policy can be given as `model`"):
             train(resume=str(last), **CHECKPOINTS)
         with pytest.raises(ValueError, match="which is no folder"):
             train(resume=str(tmp_path / "nowhere"))

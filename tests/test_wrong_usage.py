@@ -6,9 +6,10 @@ from functools import partial
 import pytest
 import torch
 from datasets import Dataset
-from ppo_runs import PROMPTS
+from ppo_parts import prompts
+from ppo_runs import PROMPTS, letter_e
 from reward_records import records
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorWithPadding, TrainingArguments
 from trl import RewardConfig
 
 from trl_ziegler import BestOfKRewardTrainer, ZieglerPPOTrainer, as_reward_model, score_token_ids
@@ -83,7 +84,7 @@ def of_texts_alone(texts, **columns):
 @pytest.mark.parametrize("function", [without_columns, of_texts_alone])
 def test_a_reward_function_of_another_signature_is_told_ours(train, function):
     name = function.__name__
-    sentence = f"Reward function '{name}' cannot be called with prompts, completions and the columns ['number'] ("
+    sentence = f"'{name}' cannot be called with prompts, completions and the columns ['number'] of `train_dataset` ("
     with pytest.raises(ValueError, match=re.escape(sentence)) as error:
         train(reward_model=function)
     assert f"define it as `def {name}(prompts, completions, **columns)`." in str(error.value)
@@ -150,3 +151,64 @@ def test_text_for_token_ids(make_reward_model, texts):
 def test_a_policys_folder_that_is_not_there_is_named_before_the_hub_is_asked(tmp_path, make_ppo):
     with pytest.raises(FileNotFoundError, match=re.escape(f"The folder {tmp_path / 'none'} does not exist")):
         make_ppo(model=str(tmp_path / "none"))
+
+
+def test_a_collator_that_pads_on_the_right(make_ppo, tokenizer):
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
+    ids = Dataset.from_dict({"input_ids": tokenizer(PROMPTS)["input_ids"]})
+    trainer = make_ppo(data_collator=DataCollatorWithPadding(tokenizer), train_dataset=ids)
+    with pytest.raises(ValueError, match="`data_collator` pads on the right"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_ids_without_a_mask(make_ppo, tokenizer, side):
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, side
+    ids = tokenizer(["the cat", "he saw a bright room"], padding="max_length", max_length=12)["input_ids"]
+    with pytest.raises(ValueError, match="Row 0 of `train_dataset` is padded with the id"):
+        make_ppo(train_dataset=Dataset.from_dict({"input_ids": ids * 2}))
+
+
+def test_rows_in_torchs_format_pass(make_ppo):
+    make_ppo(train_dataset=prompts().with_format("torch"), max_steps=1).train()
+
+
+def test_ids_that_are_none(make_ppo):
+    with pytest.raises(ValueError, match="Row 0 of `train_dataset` has no list of integers in `input_ids` but 'text'"):
+        make_ppo(train_dataset=Dataset.from_dict({"input_ids": ["text"] * 4}))
+
+
+def test_no_rows(make_ppo):
+    with pytest.raises(ValueError, match="`train_dataset` has no rows; check where it was loaded from"):
+        make_ppo(train_dataset=prompts().select([]))
+
+
+def test_a_column_that_a_reward_function_needs(make_ppo):
+    def by_number(prompts, completions, number):
+        return [float(n) for n in number]
+
+    make_ppo(reward_model=by_number)
+    with pytest.raises(ValueError, match=r"'by_number' cannot be called .* columns \[\] of `eval_dataset\['b'\]`"):
+        make_ppo(reward_model=by_number, eval_dataset={"a": prompts(3), "b": prompts(3).select_columns("prompt")})
+
+
+def test_a_column_that_is_called_as_the_texts_are(make_ppo):
+    with pytest.raises(ValueError, match="A column of `train_dataset` is called `completions`, and a reward"):
+        make_ppo(train_dataset=prompts().rename_column("number", "completions"))
+
+
+def test_a_function_that_is_only_logged_is_no_score(train):
+    def never(prompts, completions, **columns):
+        return [None] * len(prompts)
+
+    trainer = train(reward_model=[never, letter_e], reward_weights=[1.0, 0.0], start=False)
+    with pytest.raises(ValueError, match="'never' gave no finite score for the prompt"):
+        trainer.train()
+
+
+def test_a_pad_token_that_the_policy_does_not_know(train, make_causal_lm, tokenizer, tmp_path):
+    """`Trainer` takes it over into the configuration, with which a model that has a `padding_idx` does not load."""
+    model = make_causal_lm("llama")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    train(model=model, processing_class=tokenizer, max_steps=1).save_model(str(tmp_path / "saved"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").config.pad_token_id is None

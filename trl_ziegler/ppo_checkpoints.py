@@ -103,8 +103,15 @@ def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
         missing = missing_part(folder)
         if missing is None:
             return str(folder)
-        logger.warning(f"{folder} is ignored: it has no complete {missing}, so its writing was cut off.")
+        logger.warning(f"{folder} is ignored: it has no complete {missing}, so {_why_not_whole(folder)}.")
     return None
+
+
+def _why_not_whole(checkpoint: str | os.PathLike) -> str:
+    """`Trainer`'s state comes last: a checkpoint that has it and no state of PPO is another trainer's."""
+    if _is_json(Path(checkpoint, TRAINER_STATE_FILE)) and not Path(checkpoint, STATE_FILE).exists():
+        return "another trainer wrote it, whose policy can be given as `model`"
+    return "its writing was cut off"
 
 
 def require_whole(checkpoint: str | os.PathLike) -> None:
@@ -115,6 +122,7 @@ def require_whole(checkpoint: str | os.PathLike) -> None:
     if missing is not None:
         newest = newest_checkpoint(Path(checkpoint).parent)
         raise ValueError(
-            f"`resume_from_checkpoint` is {checkpoint}, which has no complete {missing}, so its writing was cut off; "
-            f"resume from {newest or 'the start'} instead (`True` finds the newest whole one)."
+            f"`resume_from_checkpoint` is {checkpoint}, which has no complete {missing}, so "
+            f"{_why_not_whole(checkpoint)}; resume from {newest or 'the start'} instead (`True` finds the newest "
+            "whole one)."
         )

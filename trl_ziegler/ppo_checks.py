@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .ppo_config import ZieglerPPOConfig
 from .reward_model import is_normalized
-from .reward_wrapper import function_name
+from .reward_wrapper import KLEntropyReward, check_call, function_name
 from .rollout import Rollout
 from .sharding import local_part
 from .tasks import BoundTask, Task
@@ -26,6 +26,39 @@ LEAST_VALID = 0.1
 def list_of(value: Any) -> list:
     """`value` itself if it is a list, else a list of it."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def tokenizers_of_rewards(given: Any, count: int) -> list[PreTrainedTokenizerBase | None]:
+    """One entry for each of `count` rewards; `ValueError` for another number."""
+    tokenizers = [None] * count if given is None else list_of(given)
+    if len(tokenizers) != count:
+        raise ValueError(
+            f"`reward_processing_classes` has {len(tokenizers)} entries for {count} reward functions; give one for "
+            "each, None where there is no model with a tokenizer of its own."
+        )
+    return tokenizers
+
+
+def check_padding(attention_mask: torch.Tensor) -> None:
+    """`ValueError` where a row of contexts `[B, Q]` does not end in a token: a response would follow its padding."""
+    if not bool(attention_mask[:, -1].all()):
+        raise ValueError(
+            "`data_collator` pads on the right (a row of `attention_mask` ends in 0), and the response would follow "
+            "the padding; pad on the left (`padding_side='left'`), or leave it out."
+        )
+
+
+def check_columns(reward: KLEntropyReward, name: str, data: Any) -> None:
+    """`ValueError` where a reward function needs a column that a dataset, or one of a dict of them, has not."""
+    if isinstance(data, dict):
+        for key, part in data.items():
+            check_columns(reward, f"{name}[{key!r}]", part)
+    if not isinstance(data, Dataset):
+        return  # a stream need not know its columns
+    columns = dict.fromkeys(set(data.column_names) - {"prompt", "input_ids", "attention_mask"})
+    for function, called in zip(reward.functions, reward.names, strict=True):
+        if not isinstance(function, torch.nn.Module):
+            check_call(function, called, columns, f"`{name}`")
 
 
 def build_task(args: ZieglerPPOConfig, task: Task | None, tokenizer: PreTrainedTokenizerBase) -> Task:
@@ -139,8 +172,9 @@ def warn_of_invalid(valid_share: float) -> None:
     """Warn once of a stop token that hardly any response holds: their scores are then the penalty (C6)."""
     if valid_share < LEAST_VALID:
         logger.warning_once(
-            f"Only {valid_share:.0%} of the responses of a rollout hold the token that ends them, so the score of the "
-            "others is the penalty or changed by it; check the task's `truncate_token` and `truncate_after`."
+            f"Less than {LEAST_VALID:.0%} of the responses of a rollout hold the token that ends them, so the score "
+            "of the others is the penalty or changed by it; check `stop_token` (of a task `truncate_token` and "
+            "`truncate_after`) and `response_length`."
         )
 
 

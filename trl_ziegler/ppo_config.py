@@ -24,8 +24,6 @@ DERIVED = (
     "mini_batch_size",
 )
 REFUSED = {
-    "sft_model_path": "pass the model to the trainer's `model`",
-    "reward_model_path": "pass the model to the trainer's `reward_model`",
     "kl_estimator": "the reward of the method is -beta log(pi/rho), which is 'k1'",
     "ds3_gather_for_generation": "DeepSpeed ZeRO-3 is not supported",
     "label_smoothing_factor": "there are no labels to smooth",
@@ -143,6 +141,8 @@ class ZieglerPPOConfig(Presets, PPOConfig):
 
     def __post_init__(self) -> None:
         self._refuse_unread_fields()
+        # Without it `Trainer` leaves each of several processes on CPUs to itself, and refuses `bf16` there.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         if self.n_gpu > 1:
@@ -301,8 +301,14 @@ class UpdatePlan:
     def describe(self) -> str:
         """One line that names every size, for the log."""
         return (
-            f"{self.updates} updates of {self.batch_size} episodes ({self.world_size} processes x "
-            f"{self.local_batch_size}); per update {self.steps_per_update} optimiser steps "
-            f"({self.num_ppo_epochs} epochs) on minibatches of {self.local_mini_batch_size} per process, "
-            f"{self.micro_batches_per_step} micro-batches of {self.micro_batch_size} each"
+            f"{_counted(self.updates, 'update')} of {_counted(self.batch_size, 'episode')} "
+            f"({_counted(self.world_size, 'process')} x {self.local_batch_size}); per update "
+            f"{_counted(self.steps_per_update, 'optimiser step')} ({_counted(self.num_ppo_epochs, 'epoch')}) on "
+            f"minibatches of {self.local_mini_batch_size} per process, "
+            f"{_counted(self.micro_batches_per_step, 'micro-batch')} of {self.micro_batch_size}"
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    """The number with its noun, in the plural where there is not one."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('ss', 'tch')) else 's'}"

@@ -75,6 +75,9 @@ class UpdateLoop(SampledEvaluation):
         self._step_batches: list[MicroBatch] = []
         self._deferred: dict[str, bool] = {}
         self._steps_taken, self._update_ended = 0, False
+        self._episodes_of_run = 0
+        self._scheduler_in_updates: torch.optim.lr_scheduler.LRScheduler | None = None
+        self._own_pad_token_id = self.model.config.get_text_config().pad_token_id
         self.add_callback(BeforeEachStep(self._before_step))
 
     def _gradient_is_finite(self, batch: MicroBatch) -> bool:
@@ -96,6 +99,8 @@ class UpdateLoop(SampledEvaluation):
                 )
         elif resume_from_checkpoint:
             require_whole(resume_from_checkpoint)
+        self.accelerator.print(self.plan.describe())
+        self._episodes_of_run = 0
         return Trainer.train(self, resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -200,17 +205,20 @@ class UpdateLoop(SampledEvaluation):
         return data_collator  # the same, for a stream
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """`lr_scheduler_type` over updates instead of optimiser steps: constant within an update (E9)."""
-        created_here = self.lr_scheduler is None
+        """The scheduler over updates instead of optimiser steps: constant within an update (E9)."""
+        what = f"`lr_scheduler_type` is {self.args.lr_scheduler_type!r}"
+        if self.lr_scheduler is not None:
+            what = f"`optimizers` holds a {type(self.lr_scheduler).__name__}"
         steps = self.plan.steps_per_update
         scheduler = super().create_scheduler(num_training_steps // steps, optimizer)
-        if created_here:
-            if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-                raise ValueError(
-                    f"`lr_scheduler_type` is {self.args.lr_scheduler_type!r}, which is no function of the step; use "
-                    "one that is, such as 'linear', 'cosine' or 'constant'."
-                )
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            raise ValueError(
+                f"{what}, which is no function of the step; use one that is: a `LambdaLR`, or a type such as "
+                "'linear', 'cosine' or 'constant'."
+            )
+        if scheduler is not self._scheduler_in_updates:
             scheduler.lr_lambdas = [once_per_update(rate, steps) for rate in scheduler.lr_lambdas]
+            self._scheduler_in_updates = scheduler
         return scheduler
 
     @property
@@ -254,6 +262,10 @@ class UpdateLoop(SampledEvaluation):
         if not self.args.should_save:
             return
         model = self._actor_critic
+        config = model.config.get_text_config()
+        if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+            # `Trainer` has put the tokenizer's here; with an id that the policy has not, it could not be loaded.
+            config.pad_token_id = self._own_pad_token_id
         with written_whole(output_dir or self.args.output_dir) as folder:
             model.save_pretrained(folder, state_dict=state_dict)
             self.processing_class.save_pretrained(folder)

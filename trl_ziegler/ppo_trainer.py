@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -26,6 +25,8 @@ from .model_cards import PolicyCards
 from .optim import tf_adam
 from .ppo_checks import (
     build_task,
+    check_columns,
+    check_padding,
     check_setup,
     check_sharding,
     check_sign_of_reward,
@@ -37,6 +38,7 @@ from .ppo_checks import (
     non_finite_gradients,
     raise_non_finite,
     reading_policys_ids,
+    tokenizers_of_rewards,
     warn_of_invalid,
     warn_of_unnormalized,
     warn_of_whole_value_model,
@@ -56,8 +58,6 @@ from .reward_wrapper import KLEntropyReward, RewardFunction, Scored, ShapedRewar
 from .rollout import MicroBatch, Rollout, micro_batches, write_rollouts
 from .sampling import Samples
 from .tasks import Task
-
-logger = get_logger(__name__)
 
 
 class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
@@ -114,11 +114,11 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         peft_config: PeftConfig | None = None,
         *,
         task: Task | None = None,
-        reward_processing_classes: list[PreTrainedTokenizerBase | None] | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         pretraining_dataset: Dataset | None = None,
     ) -> None:
         rewards = list_of(reward_model)
-        own_tokenizers = reward_processing_classes or [None] * len(rewards)
+        own_tokenizers = tokenizers_of_rewards(reward_processing_classes, len(rewards))
         if isinstance(model, str):
             model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id(model), dtype=torch.float32)
         policy = model if peft_config is None else get_peft_model(model, peft_config)
@@ -164,10 +164,12 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             processing_classes=own_tokenizers,
             batch_size=args.local_rollout_forward_batch_size,
         )
+        if data_collator is None:  # another may add columns
+            check_columns(self.reward, "train_dataset", self.train_dataset)
+            check_columns(self.reward, "eval_dataset", self.eval_dataset)
         self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit([policy]))
         self._start_unchecked = True
         self._start_counting()
-        logger.info(self.plan.describe(), main_process_only=True)
 
     # ---- One update -------------------------------------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
     def _collect(self, batch: dict[str, Any]) -> Rollout:
         """Sample, score, shape, record, adapt beta."""
         count = self.plan.samples_per_query
+        self._episodes_of_run += self.plan.batch_size
         if self.plan.local_batch_size > self.args.local_rollout_forward_batch_size:
             batch = by_length(batch)
         samples, ref_logprobs, scored, shaped = self._respond(batch, self._generators["sampling"], count)
@@ -211,6 +214,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self, batch: dict[str, Any], generator: torch.Generator, count: int = 1
     ) -> tuple[Samples, torch.Tensor, Scored, ShapedRewards]:
         """`count` responses to each of a batch of contexts, their log rho `[B, T]`, scores and per-token rewards."""
+        check_padding(batch["attention_mask"])
         with evaluating(self.model), self._autocast():
             samples = self._sample(batch, generator, count)
             ref_logprobs = self._reference_logprobs(batch, samples.responses)
@@ -298,6 +302,8 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             logs["loss"] += self.args.ptx_coef * means.get("loss/ptx_avg", 0.0)
             logs.update(means)
             logs["episode"] = self._update * self.plan.batch_size
+        if "train_samples_per_second" in logs:  # `Trainer` counts an episode once for each epoch on it
+            logs["train_samples_per_second"] = round(self._episodes_of_run / logs["train_runtime"], 3)
         super().log(logs, start_time)
 
 

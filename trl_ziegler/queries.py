@@ -40,6 +40,9 @@ def prepare_queries(
         ValueError: neither column, an empty prompt, one too long for the task or the model, or one with an id that the
             policy does not know, named by its row.
     """
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"`{name}` has no rows; check where it was loaded from.")
+    dataset = dataset.with_format(None)  # as Python's lists
     columns = _columns(dataset)
     if "input_ids" not in columns and "prompt" not in columns:
         raise ValueError(f"`{name}` has the columns {columns}; give a `prompt` (text or chat) or `input_ids`.")
@@ -54,7 +57,17 @@ def prepare_queries(
     def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
         return {"input_ids": tokenize_prompt(tokenizer, row["prompt"])}
 
-    def check(ids: Sequence[int], row: int) -> None:
+    def check(ids: list[int], row: int) -> None:
+        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+            raise ValueError(
+                f"Row {row} of `{name}` has no list of integers in `input_ids` but {str(ids)[:60]!r}; give token ids "
+                "(`apply_chat_template` returns them with `return_dict=False`)."
+            )
+        if _looks_padded(ids, tokenizer):
+            raise ValueError(
+                f"Row {row} of `{name}` is padded with the id {tokenizer.pad_token_id} and the padding would be read "
+                "as text; tokenise without it, the collator pads on the left."
+            )
         if not ids:
             raise ValueError(f"Row {row} of `{name}` has an empty prompt; drop it or give it text.")
         if len(ids) > limit:
@@ -82,6 +95,12 @@ def prepare_queries(
     for row, ids in enumerate(dataset["input_ids"]):
         check(ids, row)
     return dataset
+
+
+def _looks_padded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a row begins or ends with two PAD tokens; one may be the EOS or BOS that the tokenizer uses for it."""
+    pads = [tokenizer.pad_token_id] * 2
+    return None not in pads and len(ids) > 2 and pads in (ids[:2], ids[-2:])
 
 
 def _columns(dataset: Dataset | IterableDataset) -> list[str]:

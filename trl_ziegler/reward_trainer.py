@@ -114,6 +114,8 @@ class BestOfKRewardConfig(Presets, RewardConfig):
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}; give at least 1, or None for no limit.")
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        # Without it `Trainer` leaves each of several processes on CPUs to itself, and refuses `bf16` there.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.optimizer == "tf_adam":
             check_tf_adam(self)

@@ -6,7 +6,7 @@ R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)) (Ziegler et al. 2019, section 2
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -152,9 +152,11 @@ class KLEntropyReward:
     def _refuse_non_finite(self, parts: torch.Tensor, queries: list[list[int]], cut: list[list[int]]) -> None:
         callables = torch.tensor([not isinstance(function, torch.nn.Module) for function in self.functions])
         bad = parts.isinf() | (parts.isnan() & ~callables)
-        if not bad.any() and not (parts.isnan().all(1)).any():
+        counted = torch.tensor(self.weights) != 0  # what is only logged is no score
+        unscored = parts[:, counted].isnan().all(1) & counted.any()
+        if not bad.any() and not unscored.any():
             return
-        row = int((bad.any(1) | parts.isnan().all(1)).nonzero()[0])
+        row = int((bad.any(1) | unscored).nonzero()[0])
         column = int(bad[row].nonzero()[0]) if bad[row].any() else 0
         raise ValueError(
             f"Reward function '{self.names[column]}' gave no finite score for the prompt "
@@ -163,18 +165,23 @@ class KLEntropyReward:
         )
 
 
-def check_call(function: Callable, name: str, columns: dict[str, list]) -> None:
-    """`ValueError` for a function that cannot be called as `f(prompts, completions, **columns)`."""
+def check_call(function: Callable, name: str, columns: Mapping[str, Any], data: str = "the data") -> None:
+    """`ValueError` for a function that cannot be called as `f(prompts, completions, **columns)` of `data`."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # a function written in C may not tell; the call will
         return
+    taken = sorted({"prompts", "completions"} & set(columns))
+    if taken:
+        raise ValueError(
+            f"A column of {data} is called `{taken[0]}`, and a reward function gets its texts by that name; rename it."
+        )
     try:
         signature.bind([], [], **columns)
     except TypeError as error:
         raise ValueError(
-            f"Reward function '{name}' cannot be called with prompts, completions and the columns "
-            f"{sorted(columns)} ({error}); define it as `def {name}(prompts, completions, **columns)`."
+            f"Reward function '{name}' cannot be called with prompts, completions and the columns {sorted(columns)} "
+            f"of {data} ({error}); define it as `def {name}(prompts, completions, **columns)`."
         ) from None
 
 
