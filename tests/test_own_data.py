@@ -77,6 +77,7 @@ def function_of_rewards(tmp_path):
         "def letter_e(prompts, completions, **columns):\n"
         "    assert len(columns['number']) == len(completions)\n"
         "    return [float(text.count('e')) for text in completions]\n"
+        "letter_a = letter_e\n"
         "not_a_function = 3\n"
     )
     yield "my_rewards:letter_e"
@@ -173,6 +174,18 @@ def test_an_interrupted_reward_model_continues_to_the_weights_of_an_uninterrupte
         broken = reward_job("broken", **saving)
     assert len(calls) == 2  # of four steps, the two that were still to be made
     torch.testing.assert_close(scores_of(broken), scores_of(whole), atol=0, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_reward_model_goes_on_past_a_checkpoint_whose_writing_was_cut_off(reward_job, caplog):
+    saving = {"max_steps": 2, "save_steps": 1, **FOREVER}
+    whole = reward_job("reward", {"normalization_samples": 0}, **saving)
+    scores = scores_of(whole)
+    (whole / "checkpoint-2" / "trainer_state.json").unlink()
+    torch.testing.assert_close(
+        scores_of(reward_job("reward", {"normalization_samples": 0}, **saving)), scores, atol=0, rtol=0
+    )
+    assert "checkpoint-2 is ignored: it has no complete trainer_state.json" in caplog.text
 
 
 @pytest.mark.slow
@@ -364,6 +377,72 @@ def test_an_interrupted_policy_continues_to_the_weights_of_an_uninterrupted_one(
 def test_a_policy_adapter_is_trained_and_saved(policy_job, adapted):
     folder = policy_job("adapter", model=adapted, max_steps=1, save_strategy="no")
     assert (folder / "adapter_config.json").is_file()
+
+
+# ---- The same folder again ------------------------------------------------------------------------------------------
+
+ONE_STEP = {"max_steps": 1, "save_steps": 1, **FOREVER}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["reward_job", "policy_job"])
+def test_a_finished_run_is_not_taken_for_one_with_other_settings(request, job, write):
+    run = request.getfixturevalue(job)
+    folder = run("same", **ONE_STEP)
+    saved = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    data = "labels.jsonl" if job == "reward_job" else "prompts.jsonl"
+    changes = [
+        ({"learning_rate": 3e-2}, r"same .*: `learning_rate` was 0.01 and is 0.03.* another `output_dir`"),
+        ({"model": ModelConfig(model_name_or_path="start", use_peft=True)}, "`use_peft` was False and is True"),
+        (
+            {"script": {"dataset_name": write("other.jsonl", LABELS[:3])}},
+            "`dataset_name` was '.*' and is '.*other.jsonl'",
+        ),
+    ]
+    for change, message in changes:
+        with pytest.raises(ValueError, match=message):
+            run("same", **{**ONE_STEP, **change})
+    write(data, [{**row, "number": 0} for row in LABELS[:6]])
+    with pytest.raises(ValueError, match=rf"`dataset_name` is '.*{data}' as before, but its content has changed"):
+        run("same", **ONE_STEP)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == saved
+
+
+@pytest.mark.slow
+def test_a_policy_of_another_reward_is_not_taken_for_this_ones(policy_job, reward_job):
+    policy_job("same", **ONE_STEP)
+    with pytest.raises(ValueError, match="`reward` was 'my_rewards:letter_e' and is 'my_rewards:letter_a'"):
+        policy_job("same", {"reward": "my_rewards:letter_a"}, **ONE_STEP)
+    model = reward_job("reward", {"normalization_samples": 4}, max_steps=1, save_strategy="no")
+    policy_job("modelled", {"reward": str(model)}, **ONE_STEP)
+    reward_job("reward", {"normalization_samples": 6}, max_steps=2, save_strategy="no")
+    with pytest.raises(ValueError, match=r"`reward` is '.*reward' as before, but its content has changed"):
+        policy_job("modelled", {"reward": str(model)}, **ONE_STEP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "trainer", "one"), [("reward_job", BestOfKRewardTrainer, 1), ("policy_job", ZieglerPPOTrainer, 2)]
+)
+def test_a_longer_run_goes_on_and_a_shorter_one_is_refused(request, job, trainer, one, monkeypatch):
+    run = request.getfixturevalue(job)
+    run("same", **ONE_STEP)
+    with monkeypatch.context() as patch:
+        calls = interrupt_at(99, trainer, patch)
+        run("same", **{**ONE_STEP, "max_steps": 3, "logging_steps": 2, "report_to": []})
+        assert len(calls) == 2 * one
+    with pytest.raises(ValueError, match=rf"same has been trained for {3 * one} .* more than the {2 * one} of these"):
+        run("same", **{**ONE_STEP, "max_steps": 2})
+
+
+@pytest.mark.slow
+def test_another_setting_is_allowed_where_no_checkpoint_is_or_the_checkpoint_is_named(policy_job):
+    folder = policy_job("same", max_steps=1, save_strategy="no")
+    policy_job("same", **ONE_STEP, kl_coef=0.2)
+    named = str(folder / "checkpoint-2")
+    policy_job("same", **{**ONE_STEP, "max_steps": 2}, kl_coef=0.3, resume_from_checkpoint=named)
+    with pytest.raises(ValueError, match=r"`kl_coef` was 0\.3 and is 0\.2"):
+        policy_job("same", **ONE_STEP, kl_coef=0.2)
 
 
 # ---- What is refused ------------------------------------------------------------------------------------------------

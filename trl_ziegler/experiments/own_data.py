@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .._files import folder_or_hub_id
+from ..checkpoints import newest_reward_checkpoint
 from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
@@ -29,6 +29,7 @@ from ..tasks import Task
 from .data import load_rows
 from .generation import Generator
 from .recipe import end_processes, start_processes
+from .run_settings import data_input, keep_settings, model_input, refuse_shorter_run
 
 MODEL_OPTIONS = ("model_name_or_path", "lora_", "use_peft", "use_rslora", "use_dora")
 
@@ -87,6 +88,8 @@ def script_parser(script_arguments: type, config: type) -> TrlParser:
 def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig, model: ModelConfig) -> None:
     """Train, evaluate if there are held-out labels, normalise, save; continue a run that was interrupted.
 
+    The checkpoints of a run with other settings are refused ([`keep_settings`]).
+
     The metrics of the evaluation go to `eval_results.json`, those of ratings (`scores`) with the accuracy on pairs.
     """
     check_model_options(model)
@@ -97,6 +100,10 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
             f"`{script.dataset_name}` has no `prompt` column to sample responses to; add it, or pass "
             "`--normalization_samples 0`."
         )
+    checkpoint = args.resume_from_checkpoint or newest_reward_checkpoint(args.output_dir)
+    start, data = model_input(model.model_name_or_path), data_input(script.dataset_name, rows)
+    others, inputs = {"eval_size": script.eval_size}, {"model_name_or_path": start, "dataset_name": data}
+    keep_settings(args, checkpoint, {**others, **adapter_of(model)}, inputs)
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
     args.label_origin = args.label_origin or f"those of `{Path(script.dataset_name).name}`"
     trainer = BestOfKRewardTrainer(
@@ -109,7 +116,8 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
         peft_config=get_peft_config(replace(model, lora_task_type="SEQ_CLS")),
     )
     rated = None if held_out is None else _rated(held_out, tokenizer, args)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or get_last_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    refuse_shorter_run(trainer)
     if held_out is not None:
         metrics = trainer.evaluate() | ({} if rated is None else _pair_metrics(trainer, rated))
         trainer.save_metrics("eval", metrics)
@@ -125,23 +133,35 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
 
 
 def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: ModelConfig) -> None:
-    """Train and save; continue a run that was interrupted."""
+    """Train and save; continue a run that was interrupted, but not one with other settings ([`keep_settings`])."""
     check_model_options(model)
     start_processes(script.cpu_threads)
+    rows = load_rows(script.dataset_name)
+    checkpoint = args.resume_from_checkpoint or newest_checkpoint(args.output_dir)
+    start, data = model_input(model.model_name_or_path), data_input(script.dataset_name, rows)
+    inputs = {"model_name_or_path": start, "reward": model_input(script.reward), "dataset_name": data}
+    keep_settings(args, checkpoint, adapter_of(model), inputs)
     trainer = ZieglerPPOTrainer(
         args=args,
         processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path),
         model=model.model_name_or_path,
         reward_model=load_reward(script.reward),
-        train_dataset=load_rows(script.dataset_name),
+        train_dataset=rows,
         eval_dataset=None if script.eval_dataset_name is None else load_rows(script.eval_dataset_name),
         peft_config=get_peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or newest_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    refuse_shorter_run(trainer)
     trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Policy: {args.output_dir}")
     end_processes(PartialState())
+
+
+def adapter_of(model: ModelConfig) -> dict[str, Any]:
+    """What these scripts read of `ModelConfig` besides the model."""
+    read = [item.name for item in fields(ModelConfig) if item.name.startswith(MODEL_OPTIONS)]
+    return {name: getattr(model, name) for name in read if name != "model_name_or_path"}
 
 
 def check_model_options(model: ModelConfig) -> None:
