@@ -39,6 +39,13 @@ def test_one_process_takes_the_cores_or_what_it_is_given(monkeypatch, capsys):
     assert "Using 3 CPU threads in each of 1 processes." in capsys.readouterr().out
 
 
+def test_all_cores_count_where_the_system_does_not_say_which_are_ours(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    start_processes(None)
+    assert torch.get_num_threads() == 3
+
+
 WAITS = """
 from torch.distributed import group
 from trl_ziegler import ZieglerPPOConfig

@@ -67,6 +67,13 @@ def test_every_supported_python_is_tested():
         assert f"Programming Language :: Python :: {minor}" in project["classifiers"]
 
 
+def test_the_named_systems_are_the_tested_ones():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    machines = {job["runs-on"] for job in workflow("test")["jobs"].values()}
+    named = [name for name in project["classifiers"] if name.startswith("Operating System")]
+    assert machines == {"ubuntu-latest"} and named == ["Operating System :: POSIX :: Linux"]
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_workflows_ask_for_no_more_rights_than_they_need(file):
     content = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -91,10 +91,15 @@ def start_processes(cpu_threads: int | None) -> PartialState:
             "`accelerate launch --config_file recipes/accelerate/two_cpu_processes.yaml`."
         )
     if state.device.type == "cpu":
-        threads = cpu_threads or max(1, len(os.sched_getaffinity(0)) // state.num_processes)
+        threads = cpu_threads or max(1, available_cores() // state.num_processes)
         torch.set_num_threads(threads)
         state.print(f"Using {threads} CPU threads in each of {state.num_processes} processes.")
     return state
+
+
+def available_cores() -> int:
+    """Cores that this process may use; all of the machine's where only Linux could tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_processes(state: PartialState) -> None:
