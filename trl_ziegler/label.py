@@ -37,9 +37,9 @@ the same address, behind the token in the file of --researcher_token."""
 
 EPILOG = """\
 The page talks plain HTTP and is bound to this machine. For labellers elsewhere, keep it so and put a web server with
-TLS in front of it (--proxy 127.0.0.1), or let them in by SSH (ssh -L 8300:127.0.0.1:8300 HOST); --host opens it to a network as it is.
-Completions are shown as plain text, whatever they contain. Scripted labellers answer over HTTP with the same tokens,
-for example by trl_ziegler.labelers.human.page_client.PageClient."""
+TLS in front of it (--proxy 127.0.0.1), or let them in by SSH (ssh -L 8300:127.0.0.1:8300 HOST); --host opens it to a
+network as it is. Completions are shown as plain text, whatever they contain. Scripted labellers answer over
+HTTP with the same tokens, for example by trl_ziegler.labelers.human.page_client.PageClient."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
