@@ -81,6 +81,18 @@ def test_workflows_ask_for_no_more_rights_than_they_need(file):
     assert all(job["timeout-minutes"] for name, job in content["jobs"].items() if name != "publish")
 
 
+def test_a_push_to_main_does_not_cancel_the_check_of_the_one_before():
+    """The job `whole` takes up to two hours; pull requests are checked anew at every push."""
+    cancel = workflow("test")["concurrency"]["cancel-in-progress"]
+    assert cancel == "${{ github.event_name == 'pull_request' }}"
+
+
+def test_package_and_citation_name_the_same_authors():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["authors"] == citation["authors"]
+
+
 def test_citation_is_of_this_version_and_licence():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
