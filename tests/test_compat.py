@@ -1,9 +1,11 @@
 """The supported TRL releases: what is refused, in which words, and that every file states the same range."""
 
+import ast
 import importlib
 import runpy
 import sys
 import tomllib
+from importlib.metadata import packages_distributions, requires
 from itertools import chain
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import trl
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from trl_ziegler import _compat
 
@@ -83,6 +86,29 @@ def test_the_trainer_comes_from_trl():
 def test_pyproject_requires_the_same_range():
     (requirement,) = [r for r in map(Requirement, project()["dependencies"]) if r.name == "trl"]
     assert requirement.specifier == SpecifierSet(_compat.TRL_RANGE)
+
+
+def imported() -> set[str]:
+    """The distributions that the package imports by name."""
+    names: set[str] = set()
+    for path in (ROOT / "trl_ziegler").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
+    known = packages_distributions()
+    modules = names - sys.stdlib_module_names - {"trl_ziegler"}
+    return {canonicalize_name(known[name][0]) for name in modules if name in known}
+
+
+def test_what_is_imported_is_declared_or_comes_with_a_declared_library():
+    """With any other library it may leave, and whose bounds say nothing of what is used here."""
+    declared = chain(project()["dependencies"], *project()["optional-dependencies"].values())
+    brought = chain.from_iterable(requires(name) for name in ("transformers", "datasets", "flask"))
+    unconditional = [line for line in brought if "extra ==" not in line]
+    names = {canonicalize_name(Requirement(line).name) for line in chain(declared, unconditional)}
+    assert {"torch", "numpy", "pyyaml"} <= imported() <= names
 
 
 def test_every_direct_dependency_is_pinned_inside_its_range():

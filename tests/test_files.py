@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from trl import ModelConfig
@@ -67,6 +68,13 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
         (folder / "weights").write_text("new")
     assert contents(tmp_path) == {"weights": "new"}
     assert {path.name for path in tmp_path.iterdir()} == {"weights", *(f".saving-{name}" for name in kept)}
+
+
+def test_no_signal_is_sent_on_windows(monkeypatch):
+    """Its `os.kill` ends the process whatever the signal."""
+    windows = SimpleNamespace(name="nt", kill=lambda *process: pytest.fail(f"killed {process}"))
+    monkeypatch.setattr(_files, "os", windows)
+    assert _files.is_alive(1)
 
 
 @pytest.mark.parametrize(

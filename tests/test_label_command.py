@@ -25,8 +25,8 @@ def served(monkeypatch):
     class Server:
         address = "http://127.0.0.1:8300/"
 
-        def __init__(self, app, host, port):
-            calls.append((app, host, port))
+        def __init__(self, app, host, port, proxy):
+            calls.append((app, host, port, proxy))
 
         def __enter__(self):
             return self
@@ -77,10 +77,15 @@ class TestActs:
 class TestServing:
     def test_is_for_this_machine_unless_told(self, capsys, path, served):
         run(capsys, "--store", path, "--task", "sentiment")
-        (_, host, port), ran = served
-        assert (host, port, ran) == ("127.0.0.1", 8300, "run")
+        (_, host, port, proxy), ran = served
+        assert (host, port, proxy, ran) == ("127.0.0.1", 8300, None, "run")
         out = run(capsys, "--store", path, "--task", "sentiment", "--host", "0.0.0.0", "--port", "0")
-        assert served[2][1:] == ("0.0.0.0", 0) and "open to the network without encryption" in out
+        assert served[2][1:] == ("0.0.0.0", 0, None) and "open to the network without encryption" in out
+
+    def test_believes_a_proxy_that_is_named(self, capsys, path, served):
+        run(capsys, "--store", path, "--task", "sentiment", "--proxy", "127.0.0.1")
+        app, *_, proxy = served[0]
+        assert proxy == "127.0.0.1" and app.config["SESSION_COOKIE_SECURE"]
 
     def test_says_where_the_page_and_the_researchers_token_are(self, capsys, path, served):
         out = run(capsys, "--store", path, "--task", "sentiment")
@@ -93,7 +98,7 @@ class TestServing:
         token = file.read_text().strip()
         assert len(token) >= 43 and stat.S_IMODE(file.stat().st_mode) == 0o600
         assert all(token not in out for out in outs)
-        for app, _, _ in served[::2]:
+        for app, *_ in served[::2]:
             client = app.test_client()
             csrf = client.get("/login").get_data(as_text=True).split('name="csrf" value="')[1].split('"')[0]
             reply = client.post("/login", data={"token": token, "csrf": csrf})
@@ -127,6 +132,7 @@ class TestRefusals:
             (["--import", "/nowhere/x.jsonl"], "No such file.*nowhere"),
             (["--export", "/nowhere/x.jsonl"], "/nowhere/x.jsonl has no folder to lie in; make it or correct"),
             (["--task", "tldr", "--port", "99999"], "`--port` is 99999; give one from 0"),
+            (["--task", "tldr", "--proxy", "localhost"], "`--proxy` is 'localhost'; give the proxy's IP address"),
             (["--add_labeller", " ann"], "labeller=' ann' is no name"),
             (["--replace_token", "eve"], "labeller='eve' is not known"),
         ],

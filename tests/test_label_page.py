@@ -42,22 +42,30 @@ class TestLogin:
         visitor = Visitor(app).get(path)
         assert visitor.reply.request.path == "/login" and "Prompt" not in visitor.page
 
-    def test_many_wrong_tokens_make_an_address_wait(self, app, store):
-        token = store.add_labeller("ann")
+    def test_many_wrong_tokens_make_an_address_wait(self, app):
         visitor = Visitor(app)
         for _ in range(ATTEMPTS):
             assert visitor.log_in("wrong").status == 403
-        visitor.log_in(token)
+        visitor.log_in("wrong")
         assert visitor.status == 429 and visitor.reply.headers["Retry-After"] == "60"
-        assert app.test_client().get("/api/next", headers={"Authorization": f"Bearer {token}"}).status_code == 429
+        assert app.test_client().get("/api/next", headers={"Authorization": "Bearer wrong"}).status_code == 429
 
-    def test_wrong_tokens_are_forgotten_after_a_while(self, app, store, ids, monkeypatch):
+    def test_wrong_tokens_lock_nobody_out_who_has_a_right_one(self, app, store, ids):
+        """All people behind one proxy have its address."""
+        for _ in range(ATTEMPTS + 1):
+            Visitor(app).log_in("wrong")
+        token = store.add_labeller("ann")
+        assert Visitor(app).log_in(token).reply.request.path == "/"
+        assert Visitor(app).log_in(RESEARCHER_TOKEN).reply.request.path == "/researcher"
+        assert app.test_client().get("/api/next", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+    def test_wrong_tokens_are_forgotten_after_a_while(self, app, monkeypatch):
         visitor = Visitor(app)
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS + 1):
             visitor.log_in("wrong")
         later = time.monotonic() + 61
         monkeypatch.setattr(time, "monotonic", lambda: later)
-        assert visitor.log_in(store.add_labeller("ann")).reply.request.path == "/"
+        assert visitor.log_in("wrong").status == 403
 
     def test_ends_when_the_token_is_replaced(self, ann, store):
         store.replace_token("ann")
@@ -79,7 +87,11 @@ class TestLogin:
 
     def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(self, app):
         cookie = app.test_client().get("/login").headers["Set-Cookie"]
-        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Secure" not in cookie
+
+    def test_the_cookie_goes_by_tls_only_where_there_is_tls(self, store):
+        app = create_app(store, researcher_token=RESEARCHER_TOKEN, task="sentiment", tls=True)
+        assert "Secure;" in app.test_client().get("/login").headers["Set-Cookie"]
 
     def test_no_token_is_logged(self, app, store, ids, caplog):
         caplog.set_level(logging.DEBUG)

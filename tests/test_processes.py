@@ -2,13 +2,14 @@
 
 import json
 import os
+from datetime import timedelta
 
 import pytest
 import torch
 from accelerate import PartialState
 from launches import run_python, several_processes
 
-from trl_ziegler.experiments.recipe import start_processes
+from trl_ziegler.experiments.recipe import LONGEST_WAIT, start_processes
 
 
 def launched(*command: str) -> str:
@@ -36,6 +37,46 @@ def test_one_process_takes_the_cores_or_what_it_is_given(monkeypatch, capsys):
     start_processes(2)
     assert torch.get_num_threads() == 2
     assert "Using 3 CPU threads in each of 1 processes." in capsys.readouterr().out
+
+
+def test_all_cores_count_where_the_system_does_not_say_which_are_ours(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    start_processes(None)
+    assert torch.get_num_threads() == 3
+
+
+WAITS = """
+from torch.distributed import group
+from trl_ziegler import ZieglerPPOConfig
+from trl_ziegler.experiments.recipe import end_processes, start_processes
+state = start_processes(1)
+ZieglerPPOConfig("{folder}", bf16=False, use_cpu=True, total_episodes=8)  # its `ddp_timeout` comes too late
+print("waits", group.WORLD._get_backend(state.device).options._timeout.days, "days")
+end_processes(state)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_wait_for_one_that_samples_or_asks_people(tmp_path):
+    """By default NCCL grants ten minutes and gloo thirty."""
+    (tmp_path / "waits.py").write_text(WAITS.format(folder=tmp_path / "policy"))
+    output = launched(*several_processes(), str(tmp_path / "waits.py"))
+    assert output.count(f"waits {LONGEST_WAIT.days} days") == 2
+
+
+def test_the_wait_is_set_where_the_processes_meet(monkeypatch):
+    """Whatever comes later, a config's `ddp_timeout` for one, finds the process group as it is."""
+    asked = {}
+
+    def meet(**arguments):
+        asked.update(arguments)
+        return PartialState(cpu=True)
+
+    monkeypatch.setattr("trl_ziegler.experiments.recipe.PartialState", meet)
+    start_processes(1)
+    assert asked["timeout"] >= timedelta(days=30)  # people take their time
 
 
 @pytest.mark.slow

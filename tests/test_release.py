@@ -67,11 +67,30 @@ def test_every_supported_python_is_tested():
         assert f"Programming Language :: Python :: {minor}" in project["classifiers"]
 
 
+def test_the_named_systems_are_the_tested_ones():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    machines = {job["runs-on"] for job in workflow("test")["jobs"].values()}
+    named = [name for name in project["classifiers"] if name.startswith("Operating System")]
+    assert machines == {"ubuntu-latest"} and named == ["Operating System :: POSIX :: Linux"]
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_workflows_ask_for_no_more_rights_than_they_need(file):
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert content["permissions"] == {"contents": "read"}
     assert all(job["timeout-minutes"] for name, job in content["jobs"].items() if name != "publish")
+
+
+def test_a_push_to_main_does_not_cancel_the_check_of_the_one_before():
+    """The job `whole` takes up to two hours; pull requests are checked anew at every push."""
+    cancel = workflow("test")["concurrency"]["cancel-in-progress"]
+    assert cancel == "${{ github.event_name == 'pull_request' }}"
+
+
+def test_package_and_citation_name_the_same_authors():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["authors"] == citation["authors"]
 
 
 def test_citation_is_of_this_version_and_licence():

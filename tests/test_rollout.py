@@ -1,5 +1,7 @@
 """Minibatches of a rollout: what is whitened when, over what, and that every episode is used once an epoch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -112,6 +114,31 @@ def test_total_counts_the_minibatch_s_trained_tokens(gather, total):
     rollout = make_rollout([[1.0, 2.0], [3.0, 4.0]], mask=[[True, True], [True, False]])
     fake = None if gather is None else lambda t: gather(t) if t.dim() == 1 else t
     assert [p.total for p in stream(rollout, epochs=1, mini=2, micro=1, gather=fake)] == [total, total]
+
+
+class AppleTensor(torch.Tensor):
+    """On the CPU, but calls itself Apple's, and like those has no float64."""
+
+    device = SimpleNamespace(type="mps")
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64")
+
+
+def test_statistics_of_several_processes_are_float32_where_there_is_no_float64():
+    gathered = []
+
+    def gather(tensor):
+        gathered.append(tensor.dtype)
+        return tensor
+
+    rollout = make_rollout([[1.0, 2.0], [3.0, 5.0]])
+    options = {**OPTIONS, "whiten_rewards": True, "gather": gather}
+    advantages, _ = advantages_and_returns(rollout, **options)
+    rollout.rewards = rollout.rewards.as_subclass(AppleTensor)
+    theirs, _ = advantages_and_returns(rollout, **options)
+    assert gathered == [torch.float64] * 2 + [torch.float32] * 2
+    torch.testing.assert_close(theirs.as_subclass(torch.Tensor), advantages)
 
 
 def test_a_minibatch_is_split_by_length_of_its_contexts():

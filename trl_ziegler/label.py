@@ -37,9 +37,9 @@ the same address, behind the token in the file of --researcher_token."""
 
 EPILOG = """\
 The page talks plain HTTP and is bound to this machine. For labellers elsewhere, keep it so and put a web server with
-TLS in front of it, or let them in by SSH (ssh -L 8300:127.0.0.1:8300 HOST); --host opens it to a network as it is.
-Completions are shown as plain text, whatever they contain. Scripted labellers answer over HTTP with the same tokens,
-for example by trl_ziegler.labelers.human.page_client.PageClient."""
+TLS in front of it (--proxy 127.0.0.1), or let them in by SSH (ssh -L 8300:127.0.0.1:8300 HOST); --host opens it to a
+network as it is. Completions are shown as plain text, whatever they contain. Scripted labellers answer over
+HTTP with the same tokens, for example by trl_ziegler.labelers.human.page_client.PageClient."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,11 +76,14 @@ def serve(store: LabelStore, options: argparse.Namespace) -> None:
     """Serve the page until interrupted."""
     if not 0 <= options.port <= 65535:
         raise ValueError(f"`--port` is {options.port}; give one from 0 (any free one) to 65535.")
+    if options.proxy is not None and not is_ip_address(options.proxy):
+        raise ValueError(f"`--proxy` is {options.proxy!r}; give the proxy's IP address, such as 127.0.0.1.")
     instructions = read_instructions(options.task, options.instructions)
     token_file = options.researcher_token or default_token_file(options.store)
     token = read_or_make_token(token_file)
-    app = create_app(store, researcher_token=token, task=options.task, instructions=instructions)
-    with Server(app, options.host, options.port) as server:
+    tls = options.proxy is not None
+    app = create_app(store, researcher_token=token, task=options.task, instructions=instructions, tls=tls)
+    with Server(app, options.host, options.port, options.proxy) as server:
         print(f"Labelling page: {server.address}")
         print(f"The researcher's token is in {token_file}.")
         for note in notes(store, options):
@@ -106,10 +109,16 @@ def notes(store: LabelStore, options: argparse.Namespace) -> list[str]:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
+    return ip_address(host).is_loopback if is_ip_address(host) else host == "localhost"
+
+
+def is_ip_address(text: str) -> bool:
+    """Whether `text` is one, of either version."""
     try:
-        return ip_address(host).is_loopback
+        ip_address(text)
     except ValueError:
-        return host == "localhost"
+        return False
+    return True
 
 
 def default_token_file(store: str) -> Path:
@@ -186,6 +195,12 @@ def _add_page_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine)")
     group.add_argument("--port", type=int, default=8300, help="port; 0 takes a free one (default: %(default)s)")
+    group.add_argument(
+        "--proxy",
+        metavar="ADDRESS",
+        help="IP address that a web server with TLS in front of the page connects from, 127.0.0.1 on this machine: "
+        "whom it names in X-Forwarded-For and X-Forwarded-Proto is believed, and cookies go by TLS only",
+    )
     group.add_argument(
         "--researcher_token",
         metavar="FILE",

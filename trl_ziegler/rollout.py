@@ -141,9 +141,14 @@ def advantages_and_returns(
 def _whiten(values: torch.Tensor, mask: torch.Tensor, gather: Gather | None, shift_mean: bool) -> torch.Tensor:
     if gather is None:
         return whiten(values, mask=mask, shift_mean=shift_mean)
-    parts = gather(torch.stack([part.double() for part in moments(values, mask=mask)])[None])
+    parts = gather(_precise(torch.stack(moments(values, mask=mask)))[None])
     mean, variance = merge_moments(*parts.unbind(1))
     return whiten(values, mask=mask, shift_mean=shift_mean, moments=(mean.to(values.dtype), variance.to(values.dtype)))
+
+
+def _precise(values: torch.Tensor) -> torch.Tensor:
+    """In float64, or in float32 on Apple's GPU, which has no wider type."""
+    return values.float() if values.device.type == "mps" else values.double()
 
 
 def micro_batches(
@@ -176,7 +181,7 @@ def micro_batches(
                 mini, gamma=gamma, lam=lam, whiten_rewards=whiten_rewards, gather=gather
             )
             _, _, variance = moments(returns, mask=mini.mask)
-            tokens = mini.mask.sum()[None].double()
+            tokens = _precise(mini.mask.sum()[None])
             total = float((tokens if gather is None else gather(tokens)).mean())
             for start in range(0, mini_batch_size, micro_batch_size):
                 part = slice(start, start + micro_batch_size)

@@ -172,14 +172,24 @@ class StyleArguments(RecipeArguments):
     """Settings of a stylistic continuation. An empty section `sft` uses `model` as it is."""
 
     sections: ClassVar[tuple[str, ...]] = (*RecipeArguments.sections, "classifier")
-    counts: ClassVar[tuple[str, ...]] = (*RecipeArguments.counts, "frontier_queries", "frontier_samples")
+    counts: ClassVar[tuple[str, ...]] = (
+        *RecipeArguments.counts, "frontier_queries", "frontier_samples", "passages_per_document",
+    )  # fmt: skip
     counts_from_zero: ClassVar[tuple[str, ...]] = ("shared_trunk_labels",)
 
     documents_column: str = field(default="text", metadata={"help": "Column of `documents` that holds the text."})
+    passages_per_document: int | None = field(
+        default=None,
+        metadata={
+            "help": "Passages that each document gives, at even distances, where the documents are whole books; "
+            "default: a document is one passage."
+        },
+    )
     reviews: str | None = field(
         default=None,
-        metadata={"help": "Reviews with columns text and label (1 positive) for the sentiment classifier."},
+        metadata={"help": "Reviews with a text and a column label (1 positive) for the sentiment classifier."},
     )
+    reviews_column: str = field(default="text", metadata={"help": "Column of `reviews` that holds the text."})
     review_tokens: int | None = field(
         default=None, metadata={"help": "Longest review the classifier is trained on; default all it can read."}
     )

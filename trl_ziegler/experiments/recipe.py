@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from .summaries import SummaryExperiment
 
 LAST_TENSORS = 1.0
 """Seconds within which gloo's threads have let go of their tensors; milliseconds, unless the machine is busy."""
+
+LONGEST_WAIT = timedelta(days=365)
+"""How long processes wait for each other. The first one alone samples candidates, for hours, and waits for people, for
+weeks; the ten minutes that NCCL grants by default would end the run. A process that dies is not waited for: the
+launcher ends the others."""
 
 EXPERIMENTS: tuple[type[Experiment], ...] = (StyleExperiment, SummaryExperiment)
 
@@ -76,7 +82,7 @@ def start_processes(cpu_threads: int | None) -> PartialState:
 
     Raises `RuntimeError` where more processes were asked for than work together.
     """
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     # The launcher names a meeting point when it was asked for several processes, even if it starts one.
     if state.num_processes < asked or ("MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ):
@@ -85,10 +91,15 @@ def start_processes(cpu_threads: int | None) -> PartialState:
             "`accelerate launch --config_file recipes/accelerate/two_cpu_processes.yaml`."
         )
     if state.device.type == "cpu":
-        threads = cpu_threads or max(1, len(os.sched_getaffinity(0)) // state.num_processes)
+        threads = cpu_threads or max(1, available_cores() // state.num_processes)
         torch.set_num_threads(threads)
         state.print(f"Using {threads} CPU threads in each of {state.num_processes} processes.")
     return state
+
+
+def available_cores() -> int:
+    """Cores that this process may use; all of the machine's where only Linux could tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_processes(state: PartialState) -> None:

@@ -26,13 +26,14 @@ from ..labelers import ScoreLabeler, SentimentScorer, VividnessScorer
 from ..ppo_config import ZieglerPPOConfig
 from ..reward_trainer import BestOfKRewardConfig
 from ..reward_wrapper import KLEntropyReward, function_name
-from ..tasks import BOOKS, BoundTask
+from ..tasks import BOOKS
 from .arguments import StyleArguments, section_task
 from .evaluation import Judged, evaluate_policy
 from .experiment import Experiment, load_model
 from .generation import Generator, collect_candidates
 from .labelling import label_all
 from .online import finish_collection, last_reward, start_collection
+from .passages import cut_queries
 from .pipeline import Stage, read_jsonl, write_json
 from .shared_trunk import train_shared_policy
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
@@ -61,10 +62,12 @@ class StyleExperiment(Experiment[StyleArguments]):
 
     def stages(self) -> list[Stage]:
         """The stages in order, each with the settings its result depends on."""
-        common = ("seed", "model", "documents", "documents_column", "world", "task")
+        documents = ("documents", "documents_column", "passages_per_document")
+        reviews = ("reviews", "reviews_column")
+        common = ("seed", "model", *documents, "world", "task")
         keys = {
-            "classifier": ("reviews", "review_tokens", "judge_model", "classifier", "seed", "model", "world"),
-            "sft": ("sft", "seed", "model", "documents", "documents_column", "world"),
+            "classifier": (*reviews, "review_tokens", "judge_model", "classifier", "seed", "model", "world"),
+            "sft": ("sft", "seed", "model", *documents, "world"),
             "collect": (
                 *common,
                 "num_candidates",
@@ -106,6 +109,7 @@ class StyleExperiment(Experiment[StyleArguments]):
                 write_json(folder / "metrics.json", {"model": judge})
             return
         model, tokenizer = self.world.classifier()
+        self._training_documents(tokenizer)  # not needed yet, but bad ones are refused here
         model.config.id2label, model.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
         limit = self.args.review_tokens or model.config.max_position_embeddings
         # GPT-2 classifiers read their logits at the last token that is not PAD; an EOS inside a review is none.
@@ -137,7 +141,7 @@ class StyleExperiment(Experiment[StyleArguments]):
             self.args.model,
             self.trainer_config("sft", folder) if self.args.sft else None,
             self.world.start_model,
-            lambda tokenizer: Dataset.from_dict({"text": self.world.documents("train")}),
+            lambda tokenizer: Dataset.from_dict({"text": self._training_documents(tokenizer)}),
         )
 
     def collect(self, folder: Path) -> None:
@@ -149,8 +153,10 @@ class StyleExperiment(Experiment[StyleArguments]):
         task = self.task.bind(tokenizer)
         labels = 0 if self.args.mode == "direct" else self.args.num_labels + self.args.num_eval_labels
         needed = max(labels, self.args.num_policy_queries, self.args.num_normalization_samples)
-        train = self._queries(task, tokenizer, "train", needed)
-        test = self._queries(task, tokenizer, "test", self.args.num_eval_queries)
+        train, test = (
+            cut_queries(self.world.documents(split), task, tokenizer, count, split)
+            for split, count in (("train", needed), ("test", self.args.num_eval_queries))
+        )
         histogram = {str(length): count for length, count in sorted(Counter(map(len, train)).items())}
         if not PartialState().is_main_process:
             return
@@ -296,17 +302,11 @@ class StyleExperiment(Experiment[StyleArguments]):
         """The simulated labeller: the judge, with slips."""
         return ScoreLabeler(self.judge(), error_rate=self.args.label_error_rate, seed=self.args.seed)
 
-    def _queries(
-        self, task: BoundTask, tokenizer: PreTrainedTokenizerBase, split: str, needed: int
-    ) -> list[list[int]]:
-        documents = tokenizer(self.world.documents(split), add_special_tokens=False)["input_ids"]
-        queries = [query for ids in documents if (query := task.query(ids)) is not None]
-        if len(queries) < needed:
-            raise ValueError(
-                f"The {split} documents give {len(queries)} queries, {needed} are needed; give more documents or "
-                "lower `num_labels`, `num_policy_queries` and `num_eval_queries`."
-            )
-        return queries[:needed]
+    def _training_documents(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """The training documents, refused before hours of training where they will give no queries after it."""
+        documents = self.world.documents("train")
+        cut_queries(documents, self.task.bind(tokenizer), tokenizer, 1, "train")
+        return documents
 
 
 def with_text(tokenizer: PreTrainedTokenizerBase, queries: list[list[int]]) -> list[dict[str, Any]]:

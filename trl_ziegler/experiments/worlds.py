@@ -20,6 +20,7 @@ from . import laptop
 from .arguments import StyleArguments, section_config
 from .data import load_rows
 from .experiment import load_model
+from .passages import passages_of
 
 HELD_OUT_SHARE = 0.1
 DOCUMENT_SEED = 0
@@ -120,23 +121,36 @@ class FileWorld:
         self.args, self.model, self.source = args, args.model, args.documents
 
     def documents(self, split: str) -> list[str]:
-        """Texts of `documents`, in an order that no run seed changes; a tenth of them is the test split."""
+        """Texts of `documents` or passages of them, in an order that no run seed changes.
+
+        A tenth of the documents is the test split.
+        """
         rows = load_rows(self.source)
         if self.args.documents_column not in rows.column_names:
             raise ValueError(
                 f"`documents` has the columns {rows.column_names}, not '{self.args.documents_column}'; name the "
                 "text's in `documents_column`."
             )
-        return part_of(list(rows[self.args.documents_column]), split)
+        texts = rows.select(part_of(list(range(len(rows))), split))[self.args.documents_column]
+        if self.args.passages_per_document is None:
+            return list(texts)
+        # One book after the other, because all of them at once may be larger than the memory.
+        passages = [passage for text in texts for passage in passages_of(text, self.args.passages_per_document)]
+        random.Random(DOCUMENT_SEED).shuffle(passages)  # or the first labels would be of few books
+        return passages
 
     def reviews(self, split: str) -> list[dict]:
         """Rows of `reviews`; a tenth of them is the test split."""
         if self.args.reviews is None:
             raise ValueError("`reviews` is missing; give labelled reviews, or a ready classifier in `judge_model`.")
         rows = load_rows(self.args.reviews)
-        if not {"text", "label"} <= set(rows.column_names):
-            raise ValueError(f"`reviews` has the columns {rows.column_names}; it needs `text` and `label`.")
-        return part_of([{"text": row["text"], "label": int(row["label"])} for row in rows], split)
+        column = self.args.reviews_column
+        if not {column, "label"} <= set(rows.column_names):
+            raise ValueError(
+                f"`reviews` has the columns {rows.column_names}; it needs `{column}` and `label`. Name the text's in "
+                "`reviews_column`."
+            )
+        return part_of([{"text": row[column], "label": int(row["label"])} for row in rows], split)
 
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """`model`, in float32."""

@@ -33,29 +33,27 @@ MOST_ADDRESSES = 10_000  # of which attempts are remembered
 
 
 class Throttle:
-    """Counts wrong tokens by address. Tokens have 256 random bits; this keeps guessing cheap for the server."""
+    """Counts wrong tokens by address, which many people share behind a proxy or a router: right ones always pass.
+
+    Tokens have 256 random bits, so this is not what keeps guessers out; it tells them, and broken scripts, to stop.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: dict[str, deque[float]] = {}
 
-    def check(self, address: str) -> None:
-        """Refuse an address that has tried too often."""
-        with self._lock:
-            failures = self._failures.get(address)
-            if failures is None:
-                return
-            while failures and failures[0] < time.monotonic() - WINDOW:
-                failures.popleft()
-            if len(failures) >= ATTEMPTS:
-                raise TooManyRequests("Too many wrong tokens came from your address; wait a minute.", retry_after=60)
-
     def failed(self, address: str) -> None:
-        """Note a wrong token."""
+        """Note a wrong token, or refuse the address that has sent too many."""
+        now = time.monotonic()
         with self._lock:
             if len(self._failures) >= MOST_ADDRESSES:
                 self._failures.clear()
-            self._failures.setdefault(address, deque(maxlen=ATTEMPTS)).append(time.monotonic())
+            failures = self._failures.setdefault(address, deque())
+            while failures and failures[0] < now - WINDOW:
+                failures.popleft()
+            if len(failures) >= ATTEMPTS:
+                raise TooManyRequests("Too many wrong tokens came from your address; wait a minute.", retry_after=60)
+            failures.append(now)
 
 
 def session_key(researcher_token: str) -> str:
@@ -80,8 +78,6 @@ def check_csrf() -> None:
 
 def log_in(store: LabelStore, throttle: Throttle, researcher_token: str, token: str) -> str | None:
     """Begin a session for the owner of `token`; return the role, or None if nobody has it."""
-    address = request.remote_addr or ""
-    throttle.check(address)
     if _equal(token, researcher_token):
         _begin(role=RESEARCHER)
         return RESEARCHER
@@ -89,7 +85,7 @@ def log_in(store: LabelStore, throttle: Throttle, researcher_token: str, token: 
     numbers = _token_numbers(store)
     name = store.authenticate(token)
     if name is None:
-        throttle.failed(address)
+        throttle.failed(request.remote_addr or "")
         return None
     _begin(role=LABELLER, name=name, token=numbers.get(name))
     return LABELLER
@@ -110,14 +106,12 @@ def is_researcher() -> bool:
 
 def bearer(store: LabelStore, throttle: Throttle) -> str:
     """The labeller whose token the request carries in its `Authorization` header; cookies do not count here."""
-    address = request.remote_addr or ""
-    throttle.check(address)
     sent = request.authorization
     if sent is None or sent.type != "bearer" or not sent.token:
         raise Unauthorized("The request has no token; send the header `Authorization: Bearer TOKEN`.")
     name = store.authenticate(sent.token)
     if name is None:
-        throttle.failed(address)
+        throttle.failed(request.remote_addr or "")
         raise Unauthorized("The token is not valid; ask the researcher for yours.")
     return name
 

@@ -51,6 +51,7 @@ def create_app(
     researcher_token: str,
     task: str | None = None,
     instructions: Instructions | None = None,
+    tls: bool = False,
 ) -> Flask:
     """The labelling page of a store, as a WSGI application for any number of threads.
 
@@ -60,6 +61,8 @@ def create_app(
             that follows from it, so another token ends all sessions.
         task (`str`, *optional*): show only comparisons of this task and such that name none; by default all.
         instructions (`Instructions`, *optional*): what labellers are told; by default the text that comes with `task`.
+        tls (`bool`, *optional*, defaults to `False`): browsers reach the page by TLS only (a web server in front of it
+            sees to that), so they are told to send its cookies no other way.
 
     Raises:
         ValueError: a short token, or a task that comes without instructions.
@@ -79,7 +82,7 @@ def create_app(
             "for example of `secrets.token_urlsafe()`."
         )
     app = Flask(__name__)
-    _configure(app, session_key(researcher_token))
+    _configure(app, session_key(researcher_token), tls)
     app.extensions[EXTENSION] = Desk(
         store=store,
         task=task,
@@ -96,13 +99,14 @@ def create_app(
     return app
 
 
-def _configure(app: Flask, key: str) -> None:
+def _configure(app: Flask, key: str, tls: bool) -> None:
     app.config.update(
         SECRET_KEY=key,
         # Browsers send cookies to all ports of a host: two pages on one machine need two names.
         SESSION_COOKIE_NAME=f"labelling-{sha256(key.encode()).hexdigest()[:12]}",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_COOKIE_SECURE=tls,
         PERMANENT_SESSION_LIFETIME=SESSION,
         MAX_CONTENT_LENGTH=BODY_LIMIT,
         MAX_FORM_MEMORY_SIZE=BODY_LIMIT,
