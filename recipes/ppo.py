@@ -7,8 +7,10 @@
 Rows: `prompt` (text or chat messages); other columns reach the function.
 """
 
+from trl import ModelConfig, TrlParser
+
 from trl_ziegler import ZieglerPPOConfig
-from trl_ziegler.experiments.own_data import PolicyScriptArguments, script_parser, train_policy
+from trl_ziegler.experiments.own_data import PolicyScriptArguments, train_policy
 
 if __name__ == "__main__":
-    train_policy(*script_parser(PolicyScriptArguments, ZieglerPPOConfig).parse_args_and_config())
+    train_policy(*TrlParser((PolicyScriptArguments, ZieglerPPOConfig, ModelConfig)).parse_args_and_config())

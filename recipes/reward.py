@@ -21,8 +21,10 @@ ordered alike, with a 95 % interval over prompts. A file with other column names
     rows.select_columns(["prompt", "completions", "scores"]).to_json("labels.jsonl")
 """
 
+from trl import ModelConfig, TrlParser
+
 from trl_ziegler import BestOfKRewardConfig
-from trl_ziegler.experiments.own_data import RewardScriptArguments, script_parser, train_reward_model
+from trl_ziegler.experiments.own_data import RewardScriptArguments, train_reward_model
 
 if __name__ == "__main__":
-    train_reward_model(*script_parser(RewardScriptArguments, BestOfKRewardConfig).parse_args_and_config())
+    train_reward_model(*TrlParser((RewardScriptArguments, BestOfKRewardConfig, ModelConfig)).parse_args_and_config())

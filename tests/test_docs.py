@@ -10,11 +10,12 @@ from accelerate.commands.launch import launch_command_parser
 from datasets import Dataset
 from ppo_runs import PROMPTS, letter_e, training_logs
 from reward_records import records
+from trl import ModelConfig, TrlParser
 
 from trl_ziegler import BestOfKRewardConfig, ZieglerPPOConfig
 from trl_ziegler.experiments.arguments import StyleArguments, SummaryArguments
 from trl_ziegler.experiments.comparison import ComparisonArguments
-from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments, script_parser
+from trl_ziegler.experiments.own_data import PolicyScriptArguments, RewardScriptArguments
 
 pytest_plugins = ("ppo_fixtures", "reward_fixtures")
 
@@ -104,7 +105,7 @@ def options_of(recipe: str) -> set[str]:
     """The flags that a recipe reads; those of its sections stand for all of `--section.key`."""
     own = {"reward": (RewardScriptArguments, BestOfKRewardConfig), "ppo": (PolicyScriptArguments, ZieglerPPOConfig)}
     if recipe in own:
-        return {*options(script_parser(*own[recipe])), "--config"}
+        return {*options(TrlParser((*own[recipe], ModelConfig))), "--config"}
     kinds = {"tldr": SummaryArguments, "cnndm": SummaryArguments, "experiments": ComparisonArguments}
     arguments = kinds.get(recipe, StyleArguments)
     return {"--config", *(f"--{item.name}" for item in fields(arguments))}

@@ -27,18 +27,26 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
-def newest_whole(output_dir: str | os.PathLike, missing_part: Callable[[Path], str | None]) -> str | None:
+def cut_off(checkpoint: Path) -> str:
+    """Why a checkpoint is not whole, where there is but one reason."""
+    return "its writing was cut off"
+
+
+def newest_whole(
+    output_dir: str | os.PathLike, missing_part: Callable[[Path], str | None], why: Callable[[Path], str] = cut_off
+) -> str | None:
     """The newest whole checkpoint in `output_dir`, or `None`; half-written ones are warned of and left alone.
 
     Args:
         output_dir: The run's folder.
         missing_part: The file that a checkpoint lacks, or has only half of; `None` for a whole one.
+        why: What that tells of the checkpoint.
     """
     for folder in checkpoints(output_dir):
         missing = missing_part(folder)
         if missing is None:
             return str(folder)
-        logger.warning(f"{folder} is ignored: it has no complete {missing}, so its writing was cut off.")
+        logger.warning(f"{folder} is ignored: it has no complete {missing}, so {why(folder)}.")
     return None
 
 

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from safetensors.torch import load_file, save_file
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ._files import write_atomically, write_text
+from .checkpoints import TRAINER_STATE_FILE, is_json, newest_whole
 from .kl_control import FixedKLController
 
-logger = get_logger(__name__)
-
 STATE_FILE = "ppo_state.json"
-TRAINER_STATE_FILE = "trainer_state.json"
 GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
 STREAM_FILE = "pretraining_stream_{rank}.json"
 
@@ -77,39 +73,21 @@ def missing_part(checkpoint: str | os.PathLike) -> str | None:
     """The file that a checkpoint lacks, or has only half of; `None` for a whole one."""
     folder = Path(checkpoint)
     for name in (STATE_FILE, TRAINER_STATE_FILE):
-        if not _is_json(folder / name):
+        if not is_json(folder / name):
             return name
     ranks = json.loads((folder / STATE_FILE).read_text())["world_size"]
     names = (GENERATOR_FILE.format(rank=rank) for rank in range(ranks))
     return next((name for name in names if not (folder / name).is_file()), None)
 
 
-def _is_json(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    try:
-        json.loads(file.read_text())
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
 def newest_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """The newest whole checkpoint in `output_dir`, or `None`; half-written ones are warned of and left alone."""
-    folders = [
-        path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()
-    ]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        missing = missing_part(folder)
-        if missing is None:
-            return str(folder)
-        logger.warning(f"{folder} is ignored: it has no complete {missing}, so {_why_not_whole(folder)}.")
-    return None
+    return newest_whole(output_dir, missing_part, _why_not_whole)
 
 
 def _why_not_whole(checkpoint: str | os.PathLike) -> str:
     """`Trainer`'s state comes last: a checkpoint that has it and no state of PPO is another trainer's."""
-    if _is_json(Path(checkpoint, TRAINER_STATE_FILE)) and not Path(checkpoint, STATE_FILE).exists():
+    if is_json(Path(checkpoint, TRAINER_STATE_FILE)) and not Path(checkpoint, STATE_FILE).exists():
         return "another trainer wrote it, whose policy can be given as `model`"
     return "its writing was cut off"
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from .._files import folder_or_hub_id
 from ..checkpoints import newest_reward_checkpoint
@@ -73,16 +73,6 @@ class PolicyScriptArguments:
     reward: str = field(metadata={"help": "Reward model (folder or hub id), or a function as module:name."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out prompts."})
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU; default all cores."})
-
-
-def script_parser(script_arguments: type, config: type) -> TrlParser:
-    """The parser of a script: its own arguments, the trainer's, the model's.
-
-    Without an accelerator `use_cpu` is on, or the library would leave each of several processes to itself.
-    """
-    parser = TrlParser((script_arguments, config, ModelConfig))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())
-    return parser
 
 
 def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig, model: ModelConfig) -> None:
