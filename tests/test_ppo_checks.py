@@ -98,12 +98,10 @@ def test_other_vocabularies_are_refused_unless_the_model_has_its_tokenizer(
     check(args, policy, rewards=[judge], own=[tokenizer])
 
 
-def test_streams_and_models_without_logits_to_keep_are_refused(args, make_causal_lm, make_classifier):
+def test_streams_without_a_length_are_refused(args, make_causal_lm):
     stream = Dataset.from_dict({"prompt": ["x"]}).to_iterable_dataset()
     with pytest.raises(ValueError, match=r"`train_dataset` is a stream, whose length nobody knows"):
         check(args, make_causal_lm(), data=stream)
-    with pytest.raises(ValueError, match="whose forward has no `logits_to_keep`"):
-        check(args, make_classifier())
 
 
 def test_a_trained_adapter_without_reference_is_refused(args, make_causal_lm):

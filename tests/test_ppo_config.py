@@ -1,5 +1,7 @@
 """What the configuration refuses, and how batch sizes divide an update."""
 
+import math
+
 import pytest
 import torch
 from transformers import TrainingArguments
@@ -50,7 +52,10 @@ def test_ddp_searches_for_unused_parameters_only_when_asked(tmp_path):
         ({"kl_estimator": "k3"}, "`kl_estimator` is 'k3', which this trainer does not use"),
         ({"stop_token": "period"}, "`stop_token` is 'period'; it can be 'eos' or None"),
         ({"stop_token": "eos", "stop_token_id": 3}, "both set; give one"),
-        ({"missing_eos_penalty": -1.0}, "`missing_eos_penalty` is -1.0; it is subtracted"),
+        (
+            {"missing_eos_penalty": -1.0},
+            "`missing_eos_penalty` is -1.0; give a number of at least 0: it is subt",
+        ),
         ({"missing_eos_penalty": 1.0}, "`missing_eos_penalty` is 1.0 but there is no `stop_token`"),
         ({"whiten_scope": "node"}, "`whiten_scope` is 'node'"),
         ({"value_init": "policy"}, "`value_init` is 'policy'"),
@@ -66,8 +71,26 @@ def test_ddp_searches_for_unused_parameters_only_when_asked(tmp_path):
         ({"bf16_full_eval": True}, "`bf16_full_eval` is True"),
         ({"num_ppo_epochs": 0}, "`num_ppo_epochs` is 0; give at least 1"),
         ({"total_episodes": 0}, "`total_episodes` is 0; give at least 1"),
-        ({"temperature": 0.0}, "`temperature` is 0.0; give a value above 0"),
-        ({"kl_coef": -1.0}, "kl_coef"),
+        ({"temperature": 0.0}, "`temperature` is 0.0; give a number above 0"),
+        ({"temperature": math.inf}, "`temperature` is inf; give a number above 0"),
+        ({"kl_coef": -1.0}, "`kl_coef` is -1.0; give a number of at least 0: a negative one would reward leaving"),
+        ({"gamma": 99.0}, "`gamma` is 99.0; give a number from 0 to 1"),
+        ({"lam": -1.0}, "`lam` is -1.0; give a number from 0 to 1"),
+        ({"cliprange": -0.2}, "`cliprange` is -0.2; give a number above 0"),
+        ({"cliprange_value": 0.0}, "`cliprange_value` is 0.0; give a number above 0"),
+        ({"vf_coef": -0.1}, "`vf_coef` is -0.1; give a number of at least 0"),
+        ({"learning_rate": "3e-5"}, "`learning_rate` is '3e-5'; give a number of at least 0"),
+        ({"kl_target": 0.0}, "`kl_target` is 0.0; give a number above 0"),
+        ({"kl_target": 6.0, "kl_coef": 0.0}, "`kl_target` is 6.0 and `kl_coef` 0, from which it could not move"),
+        ({"kl_horizon": 0}, "`kl_horizon` is 0; give a number above 0"),
+        ({"num_ppo_epochs": 2.0}, "`num_ppo_epochs` is 2.0; give a whole number"),
+        ({"response_length": None}, "`response_length` is None; give a whole number"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` is 0; give at least 1"),
+        ({"reward_weights": 1.0}, "`reward_weights` is 1.0; give a list"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "save_steps": 500, "eval_steps": 500},
+            "`metric_for_best_model` is 'loss', which PPO does not evaluate; give for example 'objective/scores'",
+        ),
     ],
 )
 def test_values_are_refused_by_name(tmp_path, fields, message):

@@ -166,7 +166,7 @@ def test_a_scheduler_that_is_given_counts_updates_too(make_ppo):
     make_ppo(model=model, optimizers=(optimizer, scheduler), callbacks=[seen]).train()
     assert seen.rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.1 / 3, 0.1 / 3])
     with pytest.raises(ValueError, match="`optimizers` holds a StepLR, which is no function of the step"):
-        make_ppo(optimizers=(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))).train()
+        make_ppo(model=model, optimizers=(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))).train()
 
 
 def test_samples_per_second_are_episodes_of_this_run(train, tmp_path):

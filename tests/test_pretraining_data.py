@@ -251,4 +251,4 @@ def test_nothing_of_the_pass_stays_behind(make_causal_lm):
     """What the value head would have read is let go, or its graph would live until the next rollout."""
     model = ActorCritic(make_causal_lm().eval())
     pretraining_loss(model, IDS)
-    assert model._trunk_output is None
+    assert model._trunk._read is None

@@ -201,3 +201,16 @@ def test_of_a_first_line_that_is_too_long_as_many_characters_stay_as_fit(tokeniz
 def test_a_title_longer_than_the_query_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"alone is \d+ tokens, more than the query's 10; shorten the title"):
         stiennon_query(tokenizer, "cats", "The cat", "it was warm", 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"penalty": 1.0}, "`penalty` is 1.0, the score of a response that misses its end; give 0 or less"),
+        ({"penalty_rule": "subtract"}, "`penalty_rule` is 'subtract'; it can be 'replace' or 'add'"),
+        ({"regime": "free"}, "`regime` is 'free'; it can be 'fixed' or 'eos'"),
+    ],
+)
+def test_rules_that_are_none_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Task("t", 6, truncate_token=".", **given)

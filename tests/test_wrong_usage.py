@@ -1,11 +1,13 @@
 """Mistakes a user of TRL makes, each of which ended inside a library before: one sentence with the way out."""
 
+import copy
 import re
 from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from ppo_parts import prompts
 from ppo_runs import PROMPTS, letter_e
 from reward_records import records
@@ -212,3 +214,134 @@ def test_a_pad_token_that_the_policy_does_not_know(train, make_causal_lm, tokeni
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     train(model=model, processing_class=tokenizer, max_steps=1).save_model(str(tmp_path / "saved"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").config.pad_token_id is None
+
+
+def frozen(model):
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            lambda lm, clf: {"model": frozen(lm())},
+            "No parameter of `model` trains: all are frozen, or its adapter",
+        ),
+        (lambda lm, clf: {"model": lm().half()}, "`model` trains weights in float16, in which the optimiser's steps"),
+        (lambda lm, clf: {"model": torch.nn.DataParallel(lm())}, "`model` is a DataParallel; give a causal language"),
+        (lambda lm, clf: {"model": clf()}, "`model` is a GPT2ForSequenceClassification, whose forward has no"),
+        (lambda lm, clf: {"peft_config": {"r": 8}}, "`peft_config` is a dict; give a `LoraConfig`"),
+        (
+            lambda lm, clf: {"model": get_peft_model(lm(), lora()), "peft_config": lora()},
+            "`model` has an adapter already and `peft_config` is given; leave that out.",
+        ),
+        (lambda lm, clf: {"ref_model": "path"}, "`ref_model` is 'path'; load it, and give the model itself."),
+        (lambda lm, clf: {"value_model": "path"}, "`value_model` is 'path'; load it, and give the model itself."),
+        (lambda lm, clf: {"ref_model": letter_e}, "`ref_model` is a function; a reward function is `reward_model`."),
+        (lambda lm, clf: {"ref_model": clf()}, "`ref_model` is a GPT2ForSequenceClassification, whose forward"),
+        (
+            lambda lm, clf: {"reward_model": torch.nn.DataParallel(clf())},
+            "`reward_model` holds a DataParallel; give",
+        ),
+        (lambda lm, clf: {"task": "tldr"}, "`task` is 'tldr'; give a `Task`"),
+        (lambda lm, clf: {"reward_weights": [0.0]}, "All `reward_weights` are 0, so nothing but the KL would count"),
+    ],
+)
+def test_models_that_are_none(make_ppo, make_causal_lm, make_classifier, given, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make_ppo(**given(make_causal_lm, make_classifier))
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+
+
+def test_an_adapter_that_was_loaded_for_inference(make_ppo, make_causal_lm, tmp_path):
+    get_peft_model(make_causal_lm(), lora()).save_pretrained(tmp_path / "adapter")
+    policy = PeftModel.from_pretrained(make_causal_lm(), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="its adapter was loaded without `is_trainable=True`"):
+        make_ppo(model=policy)
+    make_ppo(model=PeftModel.from_pretrained(make_causal_lm(), tmp_path / "adapter", is_trainable=True))
+
+
+def test_model_and_tokenizer_in_each_others_place(make_ppo, make_causal_lm, tokenizer):
+    with pytest.raises(ValueError, match=r"`model` is a \w+; .* \(the order is args, processing_class, model\)"):
+        make_ppo(model=tokenizer, processing_class=make_causal_lm())
+
+
+def test_a_models_folder_as_a_path_object(make_ppo, make_causal_lm, tmp_path):
+    make_causal_lm().save_pretrained(tmp_path / "model")
+    assert make_ppo(model=tmp_path / "model").model.policy.dtype == torch.float32
+
+
+def test_an_optimizer_without_the_value_head_gets_it(make_ppo, make_causal_lm):
+    model = make_causal_lm()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    trainer = make_ppo(model=model, optimizers=(optimizer, None))
+    trainer.train()
+    assert trainer.model.value_head.weight.any()
+
+
+def test_an_optimizer_of_other_weights(make_ppo, make_causal_lm):
+    model = make_causal_lm()
+    with pytest.raises(ValueError, match="holds none of the policy's trained weights"):
+        make_ppo(model=model, optimizers=(torch.optim.AdamW(model.parameters()), None), peft_config=lora())
+
+
+@pytest.mark.parametrize("returned", [{0.0, 1.0, 2.0, 3.0}, {0: 9.0, 1: 9.0, 2: 9.0, 3: 9.0}])
+def test_scores_without_an_order(train, returned):
+    with pytest.raises(ValueError, match="return a list with one float"):
+        train(reward_model=lambda prompts, completions, **columns: returned)
+
+
+def test_a_score_of_a_billion_is_no_wrong_sign(train):
+    train(reward_model=lambda prompts, completions, **columns: [-1e9, 1.0, 2.0, 3.0], max_steps=1)
+
+
+def test_the_row_of_a_prompt_that_is_none_is_named(make_ppo):
+    with pytest.raises(ValueError, match="Row 2 of `train_dataset`: `prompt` is None"):
+        make_ppo(train_dataset=Dataset.from_dict({"prompt": [*PROMPTS[:2], None, PROMPTS[2]]}))
+
+
+class TestResuming:
+    CHECKPOINTS = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "num_ppo_epochs": 1}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("changed", "sentence"),
+        [
+            ({"num_mini_batches": 2}, "was written with 1 optimiser steps an update, this run has 2"),
+            ({"per_device_train_batch_size": 8}, "was written with 4 episodes an update, this run has 8"),
+            ({"peft_config": lora()}, "was written without this adapter, the run is with one; resume with the same."),
+        ],
+    )
+    def test_another_update_or_another_policy(self, train, changed, sentence):
+        train(**self.CHECKPOINTS)
+        with pytest.raises(ValueError, match=sentence):
+            train(resume=True, **{**self.CHECKPOINTS, "max_steps": 4, **changed})
+
+    def test_another_value_function(self, train, make_classifier):
+        train(**self.CHECKPOINTS)
+        with pytest.raises(ValueError, match="with a value head on the policy, this run has a value network"):
+            train(resume=True, value_model=make_classifier(), **self.CHECKPOINTS)
+
+    def test_another_fixed_coefficient_is_said_to_be_unused(self, train, caplog):
+        train(**self.CHECKPOINTS, kl_coef=0.05)
+        train(resume="True", kl_coef=1.0, **{**self.CHECKPOINTS, "max_steps": 3})
+        assert "`kl_coef` is 1.0, but the run goes on with the 0.05 of" in caplog.text
+
+    def test_the_folder_of_the_checkpoints(self, train, tmp_path):
+        train(**self.CHECKPOINTS)
+        run = tmp_path / "run"
+        with pytest.raises(ValueError, match=re.escape(f"which holds {run / 'checkpoint-2'}; give that, or True")):
+            train(resume=str(run), **self.CHECKPOINTS)
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ValueError, match="so it is no checkpoint"):
+            train(resume=str(tmp_path / "empty"), **self.CHECKPOINTS)
+
+
+def test_a_model_that_another_trainer_had(train, make_causal_lm):
+    """The former value function's hook on the head held a tensor of its last pass, which nobody could copy."""
+    model = make_causal_lm()
+    train(model=model, max_steps=1)
+    train(model=model, max_steps=1)
+    copy.deepcopy(model)

@@ -39,6 +39,31 @@ class ActorCriticOutput(NamedTuple):
     past_key_values: Any = None
 
 
+class TrunkOutput:
+    """A hook on a head: what it read in the one pass before which `listen` was called.
+
+    It knows no module and keeps nothing else, so that a model may be copied, and serve another trainer.
+    """
+
+    def __init__(self) -> None:
+        self._listening = False
+        self._read: torch.Tensor | None = None
+
+    def __call__(self, head: nn.Module, args: tuple) -> None:
+        if self._listening:
+            self._read, self._listening = args[0], False
+
+    def listen(self) -> None:
+        """Keep what the head reads in the next pass."""
+        self._listening = True
+
+    def take(self) -> torch.Tensor:
+        """What the head has read, `[B, T, H]`."""
+        read, self._read = self._read, None
+        assert read is not None  # there was a pass since `listen`
+        return read
+
+
 class ActorCritic(nn.Module):
     """A causal language model with a value function.
 
@@ -66,11 +91,8 @@ class ActorCritic(nn.Module):
             nn.init.zeros_(self.value_head.bias)
             # What the language-model head reads is the trunk's output at exactly the positions asked for, whatever
             # the architecture does to its logits afterwards; taking it here avoids keeping every layer's states.
-            head.register_forward_pre_hook(self._keep_trunk_output)
-        self._trunk_output: torch.Tensor | None = None
-
-    def _keep_trunk_output(self, module: nn.Module, args: tuple) -> None:
-        self._trunk_output = args[0]
+            self._trunk = TrunkOutput()
+            head.register_forward_pre_hook(self._trunk)
 
     @property
     def config(self):
@@ -109,9 +131,7 @@ class ActorCritic(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
     ) -> torch.Tensor:
         """The logits `[B K, T, V]` of `forward` alone; args as there."""
-        logits = response_logits(self.policy, input_ids, attention_mask, response_length, samples)
-        self._trunk_output = None  # kept by the head's hook, and nobody will ask for the values
-        return logits
+        return response_logits(self.policy, input_ids, attention_mask, response_length, samples)
 
     def network_values(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1
@@ -132,10 +152,11 @@ class ActorCritic(nn.Module):
         return self._run(inputs, keep, use_cache=True, past_key_values=cache)
 
     def _run(self, inputs: dict[str, torch.Tensor], keep: int | torch.Tensor, **cache: Any) -> ActorCriticOutput:
+        if self.value_model is None:
+            self._trunk.listen()
         out = self.policy(**as_read(self.policy, inputs), logits_to_keep=keep, **{"use_cache": False, **cache})
         if self.value_model is None:
-            trunk, self._trunk_output = self._trunk_output, None
-            assert trunk is not None  # the head's hook has just set it
+            trunk = self._trunk.take()
             values = self.value_head(trunk.to(self.value_head.weight.dtype)).squeeze(-1)
         elif cache:
             # A separate network keeps no cache; its values are read from the finished responses by `forward`.
@@ -238,7 +259,10 @@ class ActorCritic(nn.Module):
         """Overwrite the weights of this module, adapters included, with those `save_pretrained` wrote.
 
         Where they are in shards, all processes must call this.
+
+        Raises `ValueError` where the folder holds a model of another kind.
         """
+        self._require_kind(Path(path))
         _load_weights(self.policy, path)
         if self.value_model is not None:
             _load_weights(self.value_model, Path(path, VALUE_MODEL_FOLDER))
@@ -246,6 +270,25 @@ class ActorCritic(nn.Module):
         else:
             head = load_file(Path(path, VALUE_HEAD_FILE))
             self.value_head.load_state_dict(in_parts_like(head, self.value_head.state_dict()))
+
+    def _require_kind(self, folder: Path) -> None:
+        kinds = {VALUE_HEAD_FILE: "a value head on the policy", VALUE_MODEL_FOLDER: "a value network of its own"}
+        ours, other = kinds if self.value_model is None else reversed(kinds)
+        if not (folder / ours).exists() and (folder / other).exists():
+            raise ValueError(
+                f"{folder} was written with {kinds[other]}, this run has {kinds[ours]}; resume with the same."
+            )
+        adapted = is_peft_model(self.policy)
+        if adapted != ((_adapter_folder(self.policy, folder) if adapted else folder) / CONFIG_NAME).is_file():
+            written, run = ("without", "with") if adapted else ("with", "without")
+            raise ValueError(
+                f"{folder} was written {written} this adapter, the run is {run} one; resume with the same."
+            )
+
+
+def _adapter_folder(model: PreTrainedModel, path: str | os.PathLike) -> Path:
+    """Where PEFT saves the active adapter: any but the default one in a folder of its name."""
+    return Path(path) if model.active_adapter == "default" else Path(path, model.active_adapter)
 
 
 def value_network(reward_model: PreTrainedModel, policy: PreTrainedModel) -> PreTrainedModel:
@@ -312,8 +355,7 @@ def as_read(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str
 def _load_weights(model: PreTrainedModel, path: str | os.PathLike) -> None:
     if is_peft_model(model):
         name = model.active_adapter
-        # PEFT saves any other adapter in a folder of its name.
-        adapter = load_peft_weights(str(path if name == "default" else Path(path, name)), device="cpu")
+        adapter = load_peft_weights(str(_adapter_folder(model, path)), device="cpu")
         if has_parts(model):
             adapter = in_parts_like(adapter, get_peft_model_state_dict(model, adapter_name=name))
         set_peft_model_state_dict(model, adapter, adapter_name=name)

@@ -10,30 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from safetensors.torch import load_file, save_file
 
 from ._files import write_atomically, write_text
 from .checkpoints import TRAINER_STATE_FILE, is_json, newest_whole
-from .kl_control import FixedKLController
+from .kl_control import AdaptiveKLController, FixedKLController
+from .ppo_config import UpdatePlan
+
+logger = get_logger(__name__)
 
 STATE_FILE = "ppo_state.json"
+SIZES = {"batch_size": "episodes", "steps_per_update": "optimiser steps"}
 GENERATOR_FILE = "rollout_generators_{rank}.safetensors"
 STREAM_FILE = "pretraining_stream_{rank}.json"
 
 
-def save_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int, sharded: bool) -> None:
-    """Write beta, the number of processes, and whether they share one model; the main process's part."""
-    state = {"kl_controller": controller.state_dict(), "world_size": world_size, "sharded": sharded}
+def save_ppo_state(folder: str | os.PathLike, controller: FixedKLController, plan: UpdatePlan, sharded: bool) -> None:
+    """Write beta, the sizes of an update, and whether the processes share one model; the main process's part."""
+    state = {"kl_controller": controller.state_dict(), "world_size": plan.world_size, "sharded": sharded}
+    state |= {name: getattr(plan, name) for name in SIZES}
     write_text(Path(folder, STATE_FILE), json.dumps(state))
 
 
-def load_ppo_state(folder: str | os.PathLike, controller: FixedKLController, world_size: int, sharded: bool) -> None:
-    """Restore beta; `ValueError` where another number of processes, or a launch of another kind, wrote it."""
+def load_ppo_state(folder: str | os.PathLike, controller: FixedKLController, plan: UpdatePlan, sharded: bool) -> None:
+    """Restore beta; `ValueError` where a run with other sizes, or a launch of another kind, wrote it."""
     state = json.loads(Path(folder, STATE_FILE).read_text())
-    if state["world_size"] != world_size:
+    if state["world_size"] != plan.world_size:
         raise ValueError(
-            f"{folder} was written by {state['world_size']} processes, this run has {world_size}; each has random "
-            "states of its own, so resume with as many."
+            f"{folder} was written by {state['world_size']} processes, this run has {plan.world_size}; each has "
+            "random states of its own, so resume with as many."
         )
     if state.get("sharded", False) != sharded:
         raise ValueError(
@@ -41,7 +47,17 @@ def load_ppo_state(folder: str | os.PathLike, controller: FixedKLController, wor
             f"this run is {'with' if sharded else 'without'} it; resume with the same launch file, or start a new run "
             "from the policy in that folder."
         )
+    for name, what in SIZES.items():
+        if state.get(name, getattr(plan, name)) != getattr(plan, name):
+            raise ValueError(
+                f"{folder} was written with {state[name]} {what} an update, this run has {getattr(plan, name)} and "
+                "would count its updates wrong; resume with the same batch sizes and epochs, or start a new run from "
+                "the policy in that folder."
+            )
+    given = controller.value
     controller.load_state_dict(state["kl_controller"])
+    if not isinstance(controller, AdaptiveKLController) and controller.value != given:
+        logger.warning(f"`kl_coef` is {given}, but the run goes on with the {controller.value} of {folder}.")
 
 
 def save_generators(folder: str | os.PathLike, generators: dict[str, torch.Generator], rank: int) -> None:
@@ -89,6 +105,8 @@ def _why_not_whole(checkpoint: str | os.PathLike) -> str:
     """`Trainer`'s state comes last: a checkpoint that has it and no state of PPO is another trainer's."""
     if is_json(Path(checkpoint, TRAINER_STATE_FILE)) and not Path(checkpoint, STATE_FILE).exists():
         return "another trainer wrote it, whose policy can be given as `model`"
+    if not list(Path(checkpoint).glob("*.json*")):
+        return "it is no checkpoint"
     return "its writing was cut off"
 
 
@@ -98,7 +116,9 @@ def require_whole(checkpoint: str | os.PathLike) -> None:
         raise ValueError(f"`resume_from_checkpoint` is {checkpoint}, which is no folder; give a checkpoint or True.")
     missing = missing_part(checkpoint)
     if missing is not None:
-        newest = newest_checkpoint(Path(checkpoint).parent)
+        inside, newest = newest_checkpoint(checkpoint), newest_checkpoint(Path(checkpoint).parent)
+        if inside is not None:
+            raise ValueError(f"`resume_from_checkpoint` is {checkpoint}, which holds {inside}; give that, or True.")
         raise ValueError(
             f"`resume_from_checkpoint` is {checkpoint}, which has no complete {missing}, so "
             f"{_why_not_whole(checkpoint)}; resume from {newest or 'the start'} instead (`True` finds the newest "

@@ -1,6 +1,5 @@
 """What `ZieglerPPOTrainer` refuses before work starts, and what it asserts on the first update."""
 
-import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .ppo_config import ZieglerPPOConfig
+from .ppo_models import base, check_other_models, described
 from .reward_model import is_normalized
 from .reward_wrapper import KLEntropyReward, check_call, function_name
 from .rollout import Rollout
@@ -64,7 +64,9 @@ def check_columns(reward: KLEntropyReward, name: str, data: Any) -> None:
 def build_task(args: ZieglerPPOConfig, task: Task | None, tokenizer: PreTrainedTokenizerBase) -> Task:
     """The task as given, or the one that the config's stop, length and temperature fields describe (`eos` regime)."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(f"`processing_class` is {tokenizer!r}; give the policy's tokenizer.")
+        raise ValueError(f"`processing_class` is {described(tokenizer)}; give the policy's tokenizer.")
+    if task is not None and not isinstance(task, Task):
+        raise ValueError(f"`task` is {described(task)}; give a `Task`, such as `trl_ziegler.TLDR`.")
     if task is not None:
         defaults = {name: type(args).__dataclass_fields__[name].default for name in (
             "response_length", "temperature", "stop_token", "stop_token_id", "missing_eos_penalty"
@@ -98,6 +100,7 @@ def check_setup(
     if not isinstance(args, ZieglerPPOConfig):
         raise ValueError(f"`args` is a {type(args).__name__}; give a `ZieglerPPOConfig`, as the first argument.")
     _check_data(train_dataset, args)
+    check_other_models(ref_model, value_model, list(rewards))
     if ref_model is policy:
         raise ValueError("`ref_model` is the same object as `model`; pass a copy, or None to have one made.")
     if not rewards or rewards[0] is None:
@@ -113,11 +116,6 @@ def check_setup(
                 f"`reward_model` holds {reward!r}; give a model (`load_reward_model` loads one from a path) or a "
                 "callable."
             )
-    if "logits_to_keep" not in inspect.signature(_base(policy).forward).parameters:
-        raise ValueError(
-            f"`model` is a {type(_base(policy)).__name__}, whose forward has no `logits_to_keep`; use a causal "
-            "language model of transformers."
-        )
     _check_scalar_models([r for r in [*rewards, value_model] if isinstance(r, torch.nn.Module)])
     _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
     _check_adapters(policy, ref_model, args)
@@ -178,15 +176,11 @@ def warn_of_invalid(valid_share: float) -> None:
         )
 
 
-def _base(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if is_peft_model(model) else model
-
-
 def _check_scalar_models(models: Sequence[PreTrainedModel]) -> None:
     for model in models:
-        if model.config.num_labels != 1 or "score" not in dict(_base(model).named_children()):
+        if model.config.num_labels != 1 or "score" not in dict(base(model).named_children()):
             raise ValueError(
-                f"{type(_base(model)).__name__} with {model.config.num_labels} labels cannot serve as reward or value "
+                f"{type(base(model)).__name__} with {model.config.num_labels} labels cannot serve as reward or value "
                 "model; use a sequence classifier with num_labels=1 whose head is `score`, or wrap it in a callable."
             )
 
@@ -230,7 +224,7 @@ def _check_vocabularies(policy, ref_model, value_model, rewards, own_tokenizers)
     for model in [ref_model, value_model, *reading_policys_ids(rewards, own_tokenizers)]:
         if model is not None and model.config.get_text_config().vocab_size != size:
             raise ValueError(
-                f"{type(_base(model)).__name__} has {model.config.get_text_config().vocab_size} ids, the policy "
+                f"{type(base(model)).__name__} has {model.config.get_text_config().vocab_size} ids, the policy "
                 f"{size}; they read the same ids. A reward model of another tokenizer needs "
                 "`reward_processing_classes`."
             )
@@ -294,7 +288,8 @@ def check_sharding(model: torch.nn.Module, fsdp: FullyShardedDataParallelPlugin 
 def check_sign_of_reward(shape: Any, scored: Any, logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> None:
     """Raising the score must raise R, raising log pi above log rho must not raise it (section 4.4 of the paper)."""
     total = shape(scored, logprobs, ref_logprobs).rewards.sum()
-    if not shape(scored._replace(scores=scored.scores + 1), logprobs, ref_logprobs).rewards.sum() > total:
+    higher = scored.scores + scored.scores.abs().max().clamp(min=1)  # 1 would be lost beside a score of a billion
+    if not shape(scored._replace(scores=higher), logprobs, ref_logprobs).rewards.sum() > total:
         raise RuntimeError("A higher score gives a lower reward R; the reward rule has its sign wrong.")
     if shape(scored, logprobs + 1, ref_logprobs).rewards.sum() > total:
         raise RuntimeError("A larger log(pi/rho) gives a higher reward R; the KL penalty has its sign wrong.")

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ._compat import PPOConfig
 from .optim import check_tf_adam
 from .presets import PAPER_POLICY, RELEASED_POLICY, Presets, Table
+from .ranges import Range, check_counts, check_ranges
 
 logger = get_logger(__name__)
 
@@ -35,6 +36,35 @@ REFUSED = {
     "fp16": "its loss scaling leaves out the steps whose gradient overflows, which is where this trainer stops; set "
     "`bf16`, or neither",
     "fp16_full_eval": "evaluation samples as training does",
+}
+
+
+COUNTS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "local_rollout_forward_batch_size",
+    "num_samples_per_query",
+    "response_length",
+    "total_episodes",
+    "ptx_batch_size",
+    "ptx_length",
+)
+RANGES = {
+    "learning_rate": Range(0),
+    "temperature": Range(0, above=True),
+    "gamma": Range(0, 1),
+    "lam": Range(0, 1),
+    "cliprange": Range(0, above=True),
+    "cliprange_value": Range(0, above=True),
+    "vf_coef": Range(0),
+    "kl_coef": Range(0, why=": a negative one would reward leaving the reference"),
+    "kl_target": Range(0, above=True),
+    "kl_horizon": Range(0, above=True),
+    "target_kl": Range(0, above=True),
+    "ptx_coef": Range(0, why=": a negative one would unlearn the pretraining text"),
+    "missing_eos_penalty": Range(0, why=": it is subtracted"),
 }
 
 
@@ -168,25 +198,28 @@ class ZieglerPPOConfig(Presets, PPOConfig):
                 raise ValueError(f"`{item.name}` is {value!r}, which this trainer does not use: {REFUSED[item.name]}.")
 
     def _check_values(self) -> None:
+        check_counts(self, COUNTS)
+        check_ranges(self, RANGES)
         if self.stop_token not in (None, "eos"):
             raise ValueError(f"`stop_token` is {self.stop_token!r}; it can be 'eos' or None (see `stop_token_id`).")
         if self.stop_token is not None and self.stop_token_id is not None:
             raise ValueError("`stop_token` and `stop_token_id` are both set; give one of them.")
-        if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
-            raise ValueError(
-                f"`missing_eos_penalty` is {self.missing_eos_penalty}; it is subtracted, so give a positive value."
-            )
         if self.missing_eos_penalty is not None and self.stop_token is None and self.stop_token_id is None:
             raise ValueError(
                 f"`missing_eos_penalty` is {self.missing_eos_penalty} but there is no `stop_token` or `stop_token_id` "
                 "that a response could miss; set one of them ('eos' is what TRL looks for)."
             )
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` is {self.temperature}; give a value above 0.")
-        if self.kl_coef < 0:
-            raise ValueError(f"`kl_coef` is {self.kl_coef}; a negative one would reward leaving the reference.")
-        if self.ptx_coef < 0:
-            raise ValueError(f"`ptx_coef` is {self.ptx_coef}; a negative one would unlearn the pretraining text.")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(
+                f"`kl_target` is {self.kl_target} and `kl_coef` 0, from which it could not move; give a start above 0."
+            )
+        if self.reward_weights is not None and not isinstance(self.reward_weights, (list, tuple)):
+            raise ValueError(f"`reward_weights` is {self.reward_weights!r}; give a list, one weight per reward.")
+        if self.load_best_model_at_end and self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ValueError(
+                f"`metric_for_best_model` is {self.metric_for_best_model!r}, which PPO does not evaluate; give for "
+                "example 'objective/scores' or 'win_rate', with `greater_is_better`."
+            )
         if self.whiten_scope not in ("global", "rank"):
             raise ValueError(f"`whiten_scope` is {self.whiten_scope!r}; it can be 'global' or 'rank'.")
         if self.value_init not in ("zero", "reward"):
@@ -195,18 +228,10 @@ class ZieglerPPOConfig(Presets, PPOConfig):
             raise ValueError(f"`optimizer` is {self.optimizer!r}; it can be 'hf' or 'tf_adam'.")
         if self.cache_implementation not in (None, "static"):
             raise ValueError(f"`cache_implementation` is {self.cache_implementation!r}; it can be 'static' or None.")
-        if self.target_kl is not None and not self.target_kl > 0:
-            raise ValueError(f"`target_kl` is {self.target_kl}; give a value above 0, or None to make every step.")
         if self.optimizer == "tf_adam" and self.optim != type(self).__dataclass_fields__["optim"].default:
             raise ValueError(f"`optim` is {self.optim!r} and `optimizer` is 'tf_adam'; give one of them.")
         if self.optimizer == "tf_adam":
             check_tf_adam(self)
-        counts = ("num_ppo_epochs", "num_mini_batches", "local_rollout_forward_batch_size", "num_samples_per_query")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
-        if self.total_episodes is not None and self.total_episodes < 1:
-            raise ValueError(f"`total_episodes` is {self.total_episodes}; give at least 1 or leave it out.")
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class UpdateLoop(SampledEvaluation):
 
         A checkpoint whose writing was cut off is passed over with a warning; given by its path it is refused.
         """
-        if resume_from_checkpoint is True:
+        if resume_from_checkpoint is True or resume_from_checkpoint == "True":  # as a command line gives it
             resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
@@ -279,7 +279,7 @@ class UpdateLoop(SampledEvaluation):
             save_stream(output_dir, self._pretraining.state_dict(), self.args.process_index)
         save_generators(output_dir, self._generators, self.args.process_index)
         if self.args.should_save:
-            save_ppo_state(output_dir, self.kl_controller, self.args.world_size, self.is_fsdp_enabled)
+            save_ppo_state(output_dir, self.kl_controller, self.plan, self.is_fsdp_enabled)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -289,7 +289,7 @@ class UpdateLoop(SampledEvaluation):
                 self._pretraining.load_state_dict(load_stream(checkpoint, self.args.process_index))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_ppo_state(resume_from_checkpoint, self.kl_controller, self.args.world_size, self.is_fsdp_enabled)
+        load_ppo_state(resume_from_checkpoint, self.kl_controller, self.plan, self.is_fsdp_enabled)
         self.accelerator.unwrap_model(self.model).load_checkpoint(resume_from_checkpoint)
         self._start_unchecked = False  # the policy has moved away from the reference
 

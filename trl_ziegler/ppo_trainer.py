@@ -8,16 +8,16 @@ everything around it: the loop, accumulation, clipping, precision, checkpoints, 
 Axis letters: B episodes of this process, Q context tokens, T response tokens, V vocabulary.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from peft import PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ._compat import PPOTrainer
-from ._files import folder_or_hub_id
 from .actor_critic import ActorCritic
 from .functional import policy_loss, value_loss
 from .kl_control import AdaptiveKLController, FixedKLController
@@ -45,6 +45,7 @@ from .ppo_checks import (
 )
 from .ppo_config import ZieglerPPOConfig
 from .ppo_loop import UpdateLoop
+from .ppo_models import complete_optimizer, load_policy
 from .ppo_passes import evaluating
 from .ppo_statistics import loss_statistics, rollout_statistics
 from .queries import (
@@ -102,7 +103,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self,
         args: ZieglerPPOConfig,
         processing_class: PreTrainedTokenizerBase,
-        model: str | PreTrainedModel,
+        model: str | os.PathLike | PreTrainedModel,
         ref_model: PreTrainedModel | None = None,
         reward_model: RewardFunction | list[RewardFunction] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -119,9 +120,7 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
     ) -> None:
         rewards = list_of(reward_model)
         own_tokenizers = tokenizers_of_rewards(reward_processing_classes, len(rewards))
-        if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id(model), dtype=torch.float32)
-        policy = model if peft_config is None else get_peft_model(model, peft_config)
+        policy = load_policy(model, peft_config)
         check_setup(policy, ref_model, value_model, rewards, own_tokenizers, args, train_dataset)
         warn_of_unnormalized(rewards)
         warn_of_whole_value_model(policy, value_model)
@@ -149,6 +148,8 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=tf_adam(args, None, optimizers) if args.optimizer == "tf_adam" else None,
         )
+        if optimizers[0] is not None:
+            complete_optimizer(optimizers[0], self.model)
         check_sharding(self.model, getattr(self.accelerator.state, "fsdp_plugin", None), self.is_deepspeed_enabled)
         self._compiled = self._compiled_steps(train_dataset)
         # `training_step` then divides by the accumulated micro-batches, which `compute_loss` counts on.

@@ -54,8 +54,11 @@ def prepare_queries(
             f"of {context_limit}; lower `response_length`."
         )
 
-    def tokenize(row: dict[str, Any]) -> dict[str, list[int]]:
-        return {"input_ids": tokenize_prompt(tokenizer, row["prompt"])}
+    def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
+        try:
+            return {"input_ids": tokenize_prompt(tokenizer, row["prompt"])}
+        except ValueError as error:
+            raise ValueError(f"Row {index} of `{name}`: {error}") from None
 
     def check(ids: list[int], row: int) -> None:
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
@@ -87,11 +90,11 @@ def prepare_queries(
         return row
 
     if isinstance(dataset, IterableDataset):
-        dataset = dataset if "input_ids" in columns else dataset.map(tokenize)
+        dataset = dataset if "input_ids" in columns else dataset.map(tokenize, with_indices=True)
         return dataset.map(checked, with_indices=True)
     if "input_ids" not in columns:
         with PartialState().main_process_first():
-            dataset = dataset.map(tokenize, num_proc=num_proc, desc=f"Tokenizing {name}")
+            dataset = dataset.map(tokenize, with_indices=True, num_proc=num_proc, desc=f"Tokenizing {name}")
     for row, ids in enumerate(dataset["input_ids"]):
         check(ids, row)
     return dataset

@@ -6,7 +6,7 @@ R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)) (Ziegler et al. 2019, section 2
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -76,6 +76,8 @@ class KLEntropyReward:
             raise ValueError(
                 f"`reward_weights` has {len(weights)} values for {len(functions)} reward functions; give one for each."
             )
+        if not any(weights):
+            raise ValueError("All `reward_weights` are 0, so nothing but the KL would count; give one that is not.")
         self.functions = list(functions)
         self.weights = [float(weight) for weight in weights]
         self.task = task
@@ -192,10 +194,13 @@ def as_scores(values: Any, name: str, count: int) -> torch.Tensor:
     """
     try:
         found = len(values)
+        ordered = not isinstance(values, (Mapping, Set))
     except TypeError:
+        ordered = False
+    if not ordered:
         raise ValueError(
             f"Reward function '{name}' returned {values!r}; return a list with one float (or None) per completion."
-        ) from None
+        )
     if found != count:
         raise ValueError(
             f"Reward function '{name}' returned {found} scores for {count} completions; return one float (or None) "

@@ -68,6 +68,13 @@ class Task:
                 f"`truncate_after` is {self.truncate_after}, outside the response's indices 0 to "
                 f"{self.response_length - 1}; no response could ever be valid."
             )
+        for name, known in (("regime", ("fixed", "eos")), ("penalty_rule", ("replace", "add"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it can be {' or '.join(map(repr, known))}.")
+        if self.penalty is not None and self.penalty > 0:
+            raise ValueError(
+                f"`penalty` is {self.penalty}, the score of a response that misses its end; give 0 or less."
+            )
         if self.penalty is not None and self.truncate_token is None:
             raise ValueError(
                 f"`penalty` is {self.penalty} but there is no `truncate_token` whose absence it could punish; "
