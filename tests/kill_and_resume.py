@@ -60,7 +60,6 @@ def work(folder: Path, kill: bool, num_processes: int) -> None:
         save_steps=1,
         logging_steps=1,
         report_to="none",
-        use_cpu=True,
         disable_tqdm=True,
     )
     assert config.world_size == num_processes, f"{config.world_size} processes instead of {num_processes}"
