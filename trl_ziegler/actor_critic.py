@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .kv_cache import cache_argument
 from .prefix_sharing import additive_mask, behind_contexts
 from .reward_model import as_reward_model, load_reward_model, restore_reward_head, save_reward_head
 from .sharding import has_parts, in_parts_like, tied_as_in
@@ -36,7 +37,7 @@ class ActorCriticOutput(NamedTuple):
 
     logits: torch.Tensor
     values: torch.Tensor
-    past_key_values: Any = None
+    cache: Any = None
 
 
 class TrunkOutput:
@@ -83,6 +84,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.value_model = None if value_model is None else as_reward_model(value_model)
+        self._cache_name = cache_argument(policy)
         head = policy.get_output_embeddings()
         if value_model is None:
             width = policy.config.get_text_config().hidden_size
@@ -149,7 +151,7 @@ class ActorCritic(nn.Module):
             keep: How many of the last tokens are followed by one that is drawn.
             cache: What the previous step returned.
         """
-        return self._run(inputs, keep, use_cache=True, past_key_values=cache)
+        return self._run(inputs, keep, use_cache=True, **{self._cache_name: cache})
 
     def _run(self, inputs: dict[str, torch.Tensor], keep: int | torch.Tensor, **cache: Any) -> ActorCriticOutput:
         if self.value_model is None:
@@ -163,7 +165,7 @@ class ActorCritic(nn.Module):
             values = torch.zeros(out.logits.shape[:2], device=out.logits.device)
         else:
             values = self._network_values(inputs, keep)
-        return ActorCriticOutput(out.logits, values, out.get("past_key_values"))
+        return ActorCriticOutput(out.logits, values, out.get(self._cache_name))
 
     def _network_values(self, inputs: dict[str, torch.Tensor], keep: int | torch.Tensor) -> torch.Tensor:
         assert self.value_model is not None

@@ -3,9 +3,12 @@
 Axis letters: B rows, H heads, S tokens so far, D width of a head.
 """
 
+import inspect
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 GROWTH = 32
@@ -54,3 +57,9 @@ def _with_room(states: torch.Tensor, size: int) -> torch.Tensor:
 def growing_cache() -> Cache:
     """An empty cache for a model whose layers all have full attention."""
     return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What a causal model calls its cache, as an argument and in its output: transformers 5.24 renamed it."""
+    forward = (model.get_base_model() if is_peft_model(model) else model).forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -19,6 +19,7 @@ from .actor_critic import ActorCritic, ActorCriticOutput, as_read, response_logi
 from .compiled_sampling import CompiledSteps
 from .fast_layers import use_fast_layers
 from .functional import token_logprobs, token_logprobs_and_entropy
+from .kv_cache import cache_argument
 from .ppo_config import ZieglerPPOConfig
 from .ppo_sharding import PolicyInShards
 from .prefix_sharing import check_prefix_sharing
@@ -34,12 +35,13 @@ class ReferenceStep:
     """A model without a value function as an [`ActorCritic`] that is sampled or read: its values are 0."""
 
     def __init__(self, policy: PreTrainedModel) -> None:
-        self.policy, self.config = policy, policy.config
+        self.policy, self.config, self._cache_name = policy, policy.config, cache_argument(policy)
 
     def step(self, inputs: dict[str, torch.Tensor], keep: int, cache: Any = None) -> ActorCriticOutput:
         """As [`ActorCritic.step`], with values of 0."""
-        out = self.policy(**as_read(self.policy, inputs), logits_to_keep=keep, use_cache=True, past_key_values=cache)
-        return ActorCriticOutput(out.logits, torch.zeros_like(out.logits[..., 0]), out.past_key_values)
+        given = {**as_read(self.policy, inputs), "use_cache": True, self._cache_name: cache}
+        out = self.policy(**given, logits_to_keep=keep)
+        return ActorCriticOutput(out.logits, torch.zeros_like(out.logits[..., 0]), out[self._cache_name])
 
     def policy_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int, samples: int = 1

@@ -122,7 +122,7 @@ def sample(
     out = model.step(model_inputs(context_ids, context_mask), 1, growing_cache() if known else None)
     # Behind one copy of the context's keys, each token reads those of the other responses too, under the mask.
     together = known and samples_per_query > 1 and samples_per_query * response_length <= context_ids.shape[1]
-    contexts = out.past_key_values, context_mask.long(), samples_per_query, response_length
+    contexts = out.cache, context_mask.long(), samples_per_query, response_length
     steps: _Layout | Room
     if compiled is None:
         steps = (_Together if together else _Apart)(model, *contexts)
@@ -164,7 +164,7 @@ class _Layout:
         """Logits `[B K, V]` and values `[B K]` after the tokens `[B K]` at index t were drawn."""
         inputs = self.inputs(tokens, t)
         out = self.model.step(inputs, inputs["input_ids"].shape[1], self.cache)
-        self.cache = out.past_key_values
+        self.cache = out.cache
         return out.logits.flatten(0, 1), out.values.flatten()
 
 
