@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from trl_ziegler import ZieglerPPOConfig, ZieglerPPOTrainer
 from trl_ziegler._compat import PPOConfig, PPOTrainer
-from trl_ziegler.ppo_config import DERIVED, REFUSED
+from trl_ziegler.ppo_config import DERIVED, REFUSED, UpdatePlan
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
@@ -100,6 +100,16 @@ def test_every_metric_of_stock_has_a_row_and_leads_to_one_of_ours():
     for theirs, here in METRICS.items():
         assert here in {*ours, "gone"}, theirs
         assert here == theirs or theirs not in ours, theirs
+
+
+def test_what_replaces_stocks_sizes_is_in_the_plan_and_every_size_is_replaced():
+    replaced = {row[0]: row[1] for row in table("TRL", "here")}
+    assert set(re.findall(r"trainer\.plan\.(\w+)", TEXT)) <= {
+        *dir(UpdatePlan),
+        *(item.name for item in fields(UpdatePlan)),
+    }
+    sizes = re.findall(r"\bargs\.(\w+)", " ".join(replaced))
+    assert {*sizes} == {*DERIVED} - {"world_size"}
 
 
 def test_every_defect_has_a_row_and_every_row_a_test():
