@@ -14,9 +14,18 @@ config=${CONFIG:-recipes/configs/sentiment/laptop-online.yaml}
 store=$run/labels.db
 mkdir -p "$run"
 
-# 1. A store with twenty labellers. Their tokens are printed once; the file is for its owner only.
+# 1. A store with twenty labellers, which appears with all of them, and a file of their tokens for its owner only. Tokens are
+#    printed once, so that those of a call that was cut off are lost, and others are given in their place.
 if [ ! -e "$run/tokens" ]; then
-    (umask 077 && "$python" -m trl_ziegler.label --store "$store" --add_labeller person-{01..20} >"$run/tokens.part")
+    (
+        umask 077
+        if [ ! -e "$store" ]; then
+            rm -f "$store.part"*
+            "$python" -m trl_ziegler.label --store "$store.part" --add_labeller person-{01..20} >/dev/null
+            mv "$store.part" "$store"
+        fi
+        "$python" -m trl_ziegler.label --store "$store" --replace_token person-{01..20} >"$run/tokens.part"
+    )
     mv "$run/tokens.part" "$run/tokens"
 fi
 

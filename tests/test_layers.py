@@ -45,6 +45,7 @@ LAYERS = {
     "labelers": {"label", "labelers"},
     "metrics": {"metrics"},
     "trainers": {
+        "checkpoints",
         "model_cards",
         "ppo_checkpoints",
         "ppo_checks",

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig
 from ppo_parts import prompts
@@ -185,6 +186,25 @@ def test_card_of_a_reward_model_says_labels_and_accuracy(make_trainer):
         "- Scale: mean 0 and standard deviation 1 over 2 samples (`reference_samples`).\n\n"
     )
     assert PAPER in card.text
+
+
+def test_candidates_are_counted_once_for_all_cards(make_trainer, monkeypatch):
+    trainer = make_trainer(records(4), save_strategy="steps", save_steps=1, per_device_train_batch_size=1)
+    walks, look = [], Dataset.__getitem__
+
+    def note(self, key):
+        walks.append(key)
+        return look(self, key)
+
+    monkeypatch.setattr(Dataset, "__getitem__", note)
+    trainer.train()
+    trainer.create_model_card()
+    trainer.create_model_card()
+    assert walks.count("completion_ids") == 1
+    assert "- 4 records, each with 4 candidates." in card_of(trainer).text
+    trainer.train_dataset = records(3, k=2)
+    trainer.create_model_card()
+    assert "- 3 records, each with 2 candidates." in card_of(trainer).text
 
 
 def test_reward_model_loads_as_its_card_says(make_trainer):

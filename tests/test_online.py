@@ -10,6 +10,7 @@ from online_runs import SCHEDULE, RewardTraining, Simulated, Slow, begin, online
 from ppo_parts import favour
 from ppo_runs import letter_e, training_logs
 from transformers import TrainerCallback
+from transformers.activations import NewGELUActivation
 
 from trl_ziegler.labelers import LabellingStopped
 from trl_ziegler.online import undisturbed
@@ -47,6 +48,11 @@ class TestOneRun:
         assert [row["online/reward_model"] for row in online_logs(whole.trainer)] == expected
         changes = [not torch.equal(a, b) for a, b in pairwise(whole.heads)]
         assert changes == [a != b for a, b in pairwise(expected)]
+
+    def test_every_reward_model_is_computed_with_the_fast_layers(self, whole):
+        scoring = whole.trainer.reward.functions[0]  # the third
+        assert any(isinstance(module, torch.nn.GELU) for module in scoring.modules())
+        assert not any(isinstance(module, NewGELUActivation) for module in scoring.modules())
 
     def test_each_training_starts_at_the_reference_with_a_head_of_its_own(self, whole, make_causal_lm):
         start = make_causal_lm().transformer.state_dict()

@@ -57,6 +57,13 @@ def test_each_training_is_a_fresh_one_from_the_reference(folder, make_causal_lm,
     assert torch.equal(trainer.reward.functions[0].transformer.wte.weight, trunks[1])
 
 
+def test_a_training_goes_on_past_a_checkpoint_whose_writing_was_cut_off(folder):
+    rows = [{"prompt_ids": [1, 2], "completion_ids": [[3], [4, 5]], "label": i % 2} for i in range(6)]
+    (folder / "reward" / "checkpoint-1").mkdir(parents=True)
+    Training(folder / "start")(rows, 0, folder / "reward")
+    assert (folder / "reward" / "model").is_dir()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "policy"),

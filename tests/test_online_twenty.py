@@ -137,6 +137,38 @@ def test_the_refusal_of_one_ends_the_work_of_the_others():
         answer_together(pages, dict.fromkeys(pages, ScoreLabeler(LengthScorer())), 0.001, counts)
 
 
+# ---- The store with its people --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("died_at", ["--add_labeller", "--replace_token"])
+def test_the_command_goes_on_after_a_kill_while_the_people_are_added(tmp_path, died_at):
+    """A kill between an act of the label command and what the script does next; the rest of the script is left out."""
+    run, python = tmp_path / "run", tmp_path / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        f'case "$*" in *--add_labeller*|*--replace_token*) "{sys.executable}" "$@" || exit ;; *) exit 3 ;; esac\n'
+        '[[ -z "$DIE_AT" || "$*" != *"$DIE_AT"* ]] || kill -9 $PPID\n'
+    )
+    python.chmod(0o700)
+
+    def call(die_at=""):
+        environment = {**os.environ, "PYTHON": str(python), "DIE_AT": die_at}
+        command = ["bash", str(ROOT / "recipes" / "twenty_labellers.sh"), str(run)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert call(died_at).returncode in (137, -9)
+    assert not (run / "tokens").exists()
+    again = call()
+    assert again.returncode == 1 and "there already" not in again.stderr  # at the page, which the test leaves out
+    tokens = read_tokens(run / "tokens")
+    with LabelStore(run / "labels.db") as store:
+        assert [store.authenticate(token) for token in tokens.values()] == list(tokens)
+    assert len(tokens) == 20
+    assert stat.S_IMODE((run / "tokens").stat().st_mode) == 0o600
+
+
 # ---- The whole command ----------------------------------------------------------------------------------------------
 
 

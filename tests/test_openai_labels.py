@@ -48,6 +48,14 @@ class TestOpenAILabels:
         assert records == [label_record(best) for best in (0, 1, 2)]
         assert {p.name for p in tmp_path.iterdir()} == {"source.jsonl", name}  # no half-written file stays
 
+    def test_saving_fetches_each_record_once(self, tmp_path, monkeypatch):
+        rows = {"prompt_ids": [[1]] * 9, "completion_ids": [[[2], [3]]] * 9, "label": [0] * 9}
+        fetched, fetch = [], Dataset.__getitem__
+        monkeypatch.setattr(Dataset, "__getitem__", lambda self, key: fetched.append(key) or fetch(self, key))
+        save_openai_labels(Dataset.from_dict(rows), tmp_path / "x.json", query_length=1, response_length=1)
+        assert len(fetched) <= 1
+        assert len(json.loads((tmp_path / "x.json").read_text())) == 9
+
     @pytest.mark.parametrize(
         ("record", "message"),
         [

@@ -175,6 +175,17 @@ def test_an_interrupted_reward_model_continues_to_the_weights_of_an_uninterrupte
     torch.testing.assert_close(scores_of(broken), scores_of(whole), atol=0, rtol=0)
 
 
+def test_a_reward_model_goes_on_past_a_checkpoint_whose_writing_was_cut_off(reward_job, caplog):
+    saving = {"max_steps": 2, "save_steps": 1, **FOREVER}
+    whole = reward_job("reward", {"normalization_samples": 0}, **saving)
+    scores = scores_of(whole)
+    (whole / "checkpoint-2" / "trainer_state.json").unlink()
+    torch.testing.assert_close(
+        scores_of(reward_job("reward", {"normalization_samples": 0}, **saving)), scores, atol=0, rtol=0
+    )
+    assert "checkpoint-2 is ignored: it has no complete trainer_state.json" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_reward_adapter_is_trained_normalised_and_loaded_again(reward_job, adapted):
     folder = reward_job("adapter", model=adapted, max_steps=1, save_strategy="no")

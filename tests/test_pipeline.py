@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,18 @@ from trl_ziegler.experiments.pipeline import (
     run_stages,
     write_text,
 )
+
+CARD = """\
+---
+model_name: {title}
+---
+# Model Card for {title}
+
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+policy = AutoModelForCausalLM.from_pretrained("{place}")
+
+A fine-tuned version of first-policy-2.
+"""
 
 
 @pytest.fixture
@@ -78,13 +91,83 @@ def test_a_half_written_stage_is_redone_and_may_continue_its_own_files(tmp_path,
     assert (tmp_path / "two" / "checkpoint").read_text() == "half"
 
 
-def test_what_other_settings_left_half_written_is_not_continued(tmp_path, make_stages):
-    partial = tmp_path / "one.partial"
-    partial.mkdir()
+@pytest.fixture
+def half_written(tmp_path):
+    """A stage that was interrupted with other settings, in which people's labels lie."""
+    partial = tmp_path / "run" / "one.partial"
+    partial.mkdir(parents=True)
     (partial / SETTINGS).write_text('"other"')
-    (partial / "checkpoint").write_text("half")
-    run_stages(tmp_path, make_stages())
-    assert not (tmp_path / "one" / "checkpoint").exists()
+    (partial / "labels.jsonl").write_text("by people")
+    return partial
+
+
+def test_what_other_settings_left_half_written_is_not_continued_but_kept(half_written, make_stages, caplog):
+    run_stages(half_written.parent, make_stages())
+    assert not (half_written.parent / "one" / "labels.jsonl").exists()
+    assert (half_written.parent / "one.partial.1" / "labels.jsonl").read_text() == "by people"
+    assert "one.partial gives way to what the settings now ask for; it is kept as one.partial.1" in caplog.text
+
+
+def test_what_was_left_half_written_is_kept_where_the_stage_is_copied(half_written, tmp_path, make_stages):
+    run_stages(tmp_path / "first", make_stages())
+    run_stages(half_written.parent, make_stages(), reuse_from=tmp_path / "first")
+    assert (half_written.parent / "one.partial.1" / "labels.jsonl").read_text() == "by people"
+    assert (half_written.parent / "one" / "result.txt").is_file()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_copy_that_was_cut_off_is_not_continued(tmp_path, make_stages, monkeypatch, ran, again):
+    run_stages(tmp_path / "first", make_stages())
+    copytree = shutil.copytree
+
+    def cut_off(source, target, **options):
+        copytree(source, target, **options)
+        (target / "result.txt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(tmp_path / "second", make_stages(), reuse_from=tmp_path / "first")
+    (copy,) = (tmp_path / "second").iterdir()
+    (copy / "stale").touch()
+    ran.clear()
+    run_stages(tmp_path / "second", make_stages(), reuse_from=tmp_path / "first" if again else None)
+    assert ran == ([] if again else ["one", "two", "three"])
+    assert (tmp_path / "second" / "one" / "result.txt").read_text() == "one 0"
+    assert not (tmp_path / "second" / "one" / "stale").exists()
+
+
+def test_a_stage_that_failed_before_it_made_anything_leaves_nothing_behind(tmp_path, make_stages):
+    def fail(folder):
+        raise ValueError("wrong settings")
+
+    for settings in ({"value": 1}, {"value": 2}):
+        with pytest.raises(ValueError, match="wrong settings"):
+            run_stages(tmp_path, [Stage("one", fail, settings)])
+    assert [path.name for path in tmp_path.iterdir()] == ["one.partial"]
+
+
+def test_the_card_of_a_model_names_the_place_it_is_at(tmp_path, make_stages):
+    def write_model(folder):
+        (folder / "model").mkdir()
+        place = tmp_path / "first" / "policy" / "model"
+        (folder / "model" / "README.md").write_text(CARD.format(title="first-policy", place=place))
+
+    def stages(value):
+        return [Stage("policy", write_model, {"value": value})]
+
+    def card(folder):
+        return (folder / "model" / "README.md").read_text()
+
+    first, second = tmp_path / "first" / "policy", tmp_path / "second" / "policy"
+    run_stages(first.parent, stages(0))
+    run_stages(second.parent, stages(0), reuse_from=first.parent)
+    assert card(first) == CARD.format(title="first-policy", place=first / "model")
+    assert card(second) == CARD.format(title="second-policy", place=second / "model")
+    run_stages(second.parent, stages(1))
+    aside = second.with_name("policy.1")
+    assert card(aside) == CARD.format(title="second-policy.1", place=aside / "model")
 
 
 def test_a_selection_runs_alone_once_its_foundations_stand(tmp_path, make_stages, ran):

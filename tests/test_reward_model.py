@@ -170,6 +170,20 @@ class TestAdapter:
         loaded = load_reward_model(tmp_path / "adapter")
         assert is_normalized(loaded) and loaded.config.reward_normalization == asdict(record)
 
+    def test_record_and_labels_origin_travel_with_an_adapter_on_the_hub(self, make_adapter, tmp_path):
+        model = make_adapter()
+        record = normalize_reward_model(model, QUERIES, RESPONSES)
+        model.config.label_origin = "two authors"
+        repo = tmp_path / "hub" / "models--someone--adapter"  # as the hub's client keeps what it has downloaded
+        model.save_pretrained(repo / "snapshots" / "1")
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text("1")
+        there = {"cache_dir": str(tmp_path / "hub"), "local_files_only": True}
+        loaded = load_reward_model("someone/adapter", **there)
+        assert loaded.config.reward_normalization == asdict(record) and loaded.config.label_origin == "two authors"
+        (repo / "snapshots" / "1" / "config.json").unlink()  # an adapter that PEFT alone has saved
+        assert not is_normalized(load_reward_model("someone/adapter", **there))
+
     def test_peft_model_made_before_conversion(self, make_classifier):
         plain = make_classifier().eval()
         ids = torch.tensor([[3, 1, 4]])

@@ -13,6 +13,7 @@ from reward_records import assert_same_parameters, parameters_of, records
 from safetensors.torch import load_file
 from trl import RewardConfig
 
+from trl_ziegler.checkpoints import newest_reward_checkpoint
 from trl_ziegler.reward_model import (
     is_normalized,
     load_reward_model,
@@ -65,6 +66,39 @@ class TestResume:
         loaded = load_reward_model(f"{trainer.args.output_dir}/checkpoint-2")
         pairs = [[[1, 2], [3]], [[4, 5, 6], [7]]]
         torch.testing.assert_close(score_token_ids(loaded, *pairs), score_token_ids(trainer.model, *pairs))
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("trainer_state.json", None),
+            ("trainer_state.json", '{"epoch": 1.0, "lo'),
+            ("reward_head.safetensors", None),
+            ("rng_state.pth", "half"),
+        ],
+    )
+    def test_half_written_checkpoint_is_passed_over(self, make_trainer, tmp_path, caplog, file, content):
+        make_trainer(records(12), save_strategy="steps", save_steps=1).train()
+        half = tmp_path / "out" / "checkpoint-3"
+        (half / file).unlink() if content is None else (half / file).write_text(content)
+        assert newest_reward_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-2")
+        assert f"{half} is ignored: it has no complete {file}, so its writing was cut off" in caplog.text
+
+    def test_training_goes_on_from_the_newest_whole_checkpoint(self, make_trainer, tmp_path):
+        settings = {"save_strategy": "steps", "save_steps": 1}
+        whole = make_trainer(records(12), **settings)
+        whole.train()
+        (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").unlink()
+        resumed = make_trainer(records(12), **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_parameters(parameters_of(resumed.model), parameters_of(whole.model))
+
+    def test_training_whose_only_checkpoint_is_half_written_starts_over(self, make_trainer, tmp_path):
+        with pytest.raises(ValueError, match="No valid checkpoint"):
+            make_trainer(records(8)).train(resume_from_checkpoint=True)
+        (tmp_path / "out" / "checkpoint-1").mkdir(parents=True)
+        trainer = make_trainer(records(8))
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 2
 
     def test_checkpoint_without_its_head_is_refused(self, make_trainer, tmp_path):
         trainer = make_trainer(records(8), save_strategy="epoch")

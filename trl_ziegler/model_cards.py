@@ -133,15 +133,23 @@ class ModelCards(Trainer):
 class RewardCards(ModelCards):
     """The card of `BestOfKRewardTrainer`."""
 
+    _counted: tuple[Dataset | None, str] = (None, "")
+
+    def _candidates(self) -> str:
+        """How many candidates a training record has: counted once, since every checkpoint writes a card."""
+        if self._counted[0] is not self.train_dataset:
+            counts = {len(candidates) for candidates in self.train_dataset["completion_ids"]}
+            among = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+            self._counted = (self.train_dataset, among)
+        return self._counted[1]
+
     def _how_to_load(self, path: str) -> str:
         return LOAD_REWARD.format(path=path)
 
     def _sections(self) -> dict[str, str]:
         labels = [f"- Labels: {self.args.label_origin or 'their origin is not stated'}."]
         if isinstance(self.train_dataset, Dataset):
-            counts = {len(candidates) for candidates in self.train_dataset["completion_ids"]}
-            among = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-            labels.append(f"- {len(self.train_dataset)} records, each with {among} candidates.")
+            labels.append(f"- {len(self.train_dataset)} records, each with {self._candidates()} candidates.")
         labels.append(f"- Loss: `{self.args.loss_type}`.")
         normalization = getattr(self.model.config, "reward_normalization", None)
         return {

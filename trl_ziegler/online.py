@@ -21,14 +21,9 @@ from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
+from .fast_layers import use_fast_layers
 from .labelers.collecting import CollectingLabeler, LabellingStopped
 from .online_candidates import REFERENCE, ComparisonMaker, drawing, win_rate
 from .online_files import CollectionFiles
@@ -357,6 +352,7 @@ class OnlineCollection(TrainerCallback):
         model = load_reward_model(folder / "model")
         if not is_normalized(model):
             raise ValueError(f"`train_reward` left a model in {folder} that is not normalised; normalise it over rho.")
+        use_fast_layers(model)  # the trainer of PPO sees only the first
         return model.eval()
 
     def _train_reward(self, number: int, episode: int) -> None:

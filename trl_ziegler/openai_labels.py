@@ -13,6 +13,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from ._files import write_bytes
+
 OPENAI_PAD_TOKEN_ID = 50259
 
 
@@ -71,22 +73,21 @@ def save_openai_labels(
     Raises:
         ValueError: an entry longer than its width, or a record with another K than the first.
     """
-    records = []
+    records: list[dict[str, Any]] = []
+    first: dict[str, Any] = {}
     for row, record in enumerate(dataset):
-        if len(record["completion_ids"]) != len(dataset[0]["completion_ids"]):
+        first = first or record  # kept: a data set decodes a record anew each time it is asked
+        if len(record["completion_ids"]) != len(first["completion_ids"]):
             raise ValueError(
                 f"Record {row} has {len(record['completion_ids'])} completions, the first one "
-                f"{len(dataset[0]['completion_ids'])}; a label file has one K, so write one file for each."
+                f"{len(first['completion_ids'])}; a label file has one K, so write one file for each."
             )
         out = {"query": _filled(record["prompt_ids"], query_length, pad_token_id, f"Record {row}: `prompt_ids`")}
         for k, ids in enumerate(record["completion_ids"]):
             out[f"sample{k}"] = _filled(ids, response_length, pad_token_id, f"Record {row}: completion {k}")
         records.append({**out, "best": record["label"]})
-    path = Path(path)
-    text = json.dumps(records)
-    half = path.with_name(path.name + ".tmp")
-    half.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    half.replace(path)
+    data = json.dumps(records).encode()
+    write_bytes(path, gzip.compress(data) if Path(path).suffix == ".gz" else data)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ depend on the input is one number in the configuration, so that a plain
 Axis letters: `N` samples.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from ._files import folder_or_hub_id
 from .functional import gain_and_bias
@@ -348,10 +349,11 @@ def _load_adapter(path: str, seed: int, is_trainable: bool, hub: dict[str, Any],
         )
     base = load_reward_model(base_path, seed=seed, **{k: v for k, v in kwargs.items() if k != "revision"})
     model = as_reward_model(PeftModel.from_pretrained(base, path, is_trainable=is_trainable, **hub))
-    if Path(path, "config.json").is_file():
-        saved = AutoConfig.from_pretrained(path)
+    config = cached_file(path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    if config is not None:  # PEFT alone writes none
+        saved = json.loads(Path(config).read_text(encoding="utf-8"))
         for name in ("reward_normalization", "label_origin"):
-            setattr(base.config, name, getattr(saved, name, None))
+            setattr(base.config, name, saved.get(name))
     return model
 
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
+from .checkpoints import checkpoints, newest_reward_checkpoint
 from .fast_layers import use_fast_layers
 from .model_cards import RewardCards
 from .optim import check_tf_adam, tf_adam
@@ -125,7 +126,8 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
     A subclass of TRL's `RewardTrainer`, which keeps PEFT, quantization, chat templates, evaluation, logging and the
     hub. Overrides: `_prepare_dataset` and the collator (formats with K candidates, no EOS appended, records checked),
     `compute_loss` and `log` (the losses and metrics), `_set_signature_columns_if_needed`, `train` (a normalisation no
-    longer holds), and `_save`, `_load_from_checkpoint`, `_load_best_model` (the head as it is, beside the folded one).
+    longer holds; half-written checkpoints are passed over), and `_save`, `_load_from_checkpoint`, `_load_best_model`
+    (the head as it is, beside the folded one).
     Its model card ([`create_model_card`]) says how to load the model, who gave the labels, and the accuracy.
     The tokenizer's PAD token stays as it was.
 
@@ -287,10 +289,15 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
         metrics.clear()
         super().log(logs, start_time)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; a normalisation made before does not hold afterwards and its record is dropped."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a normalisation made before does not hold afterwards and its record is dropped.
+
+        `True` resumes the newest checkpoint whose writing was not cut off, and starts over where that leaves none.
+        """
         forget_normalization(self.model)
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint is True and checkpoints(self.args.output_dir):
+            resume_from_checkpoint = newest_reward_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict=state_dict)

@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from .._files import folder_or_hub_id
+from ..checkpoints import newest_reward_checkpoint
 from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
 from ..ppo_config import ZieglerPPOConfig
@@ -109,7 +109,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
         peft_config=get_peft_config(replace(model, lora_task_type="SEQ_CLS")),
     )
     rated = None if held_out is None else _rated(held_out, tokenizer, args)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or get_last_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or newest_reward_checkpoint(args.output_dir))
     if held_out is not None:
         metrics = trainer.evaluate() | ({} if rated is None else _pair_metrics(trainer, rated))
         trainer.save_metrics("eval", metrics)

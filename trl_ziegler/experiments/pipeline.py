@@ -2,7 +2,8 @@
 
 A stage writes into `<stage>.partial`; the folder gets its manifest last and is then renamed to `<stage>`, so a folder
 without suffix is complete. On the next run a complete stage with the same settings is skipped, one with other settings
-is moved aside and run again, and a partial one continues from its last checkpoint (training) or starts over.
+is moved aside and run again, and a partial one continues from its last checkpoint (training) or starts over; one that
+other settings left partial is moved aside too, as people's labels may lie in it.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from accelerate.logging import get_logger
 
 from .._files import write_text
 from .._version import __version__
+from .cards import readdress_cards
 
 logger = get_logger(__name__)
 
@@ -105,13 +107,14 @@ def _run_stage(run_dir: Path, stage: Stage, fingerprint: str) -> None:
 
 def _copy_stage(run_dir: Path, name: str, twin: Path) -> None:
     state = PartialState()
-    folder, partial = run_dir / name, run_dir / f"{name}.partial"
+    folder, copy = run_dir / name, run_dir / f"{name}.copy"
     if state.is_main_process:
         move_aside(folder)
-        if partial.exists():
-            shutil.rmtree(partial)
-        shutil.copytree(twin, partial)
-        os.replace(partial, folder)
+        move_aside(run_dir / f"{name}.partial")
+        shutil.rmtree(copy, ignore_errors=True)  # what a kill left
+        shutil.copytree(twin, copy)
+        readdress_cards(copy, name, folder)
+        os.replace(copy, folder)
     state.wait_for_everyone()
     state.print(f"[{name}] as in {twin.parent}")
 
@@ -125,11 +128,16 @@ def find_twin(reuse_from: str | Path | None, name: str, fingerprint: str) -> Pat
 
 
 def move_aside(folder: Path) -> None:
-    """Free the name of an artifact that was made with other settings, if there is one."""
-    if folder.exists():
-        aside = free_name(folder)
-        logger.warning(f"{folder} was made with other settings; it is kept as {aside.name}.")
-        os.replace(folder, aside)
+    """Free the name of an artifact, whole or partial, if there is one; only one with nothing in it goes."""
+    if not folder.exists():
+        return
+    if {path.name for path in folder.iterdir()} <= {SETTINGS}:
+        shutil.rmtree(folder)
+        return
+    aside = free_name(folder)
+    logger.warning(f"{folder} gives way to what the settings now ask for; it is kept as {aside.name}.")
+    os.replace(folder, aside)
+    readdress_cards(aside, folder.name.removesuffix(".partial"), aside)
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:
@@ -139,12 +147,11 @@ def is_complete(folder: Path, fingerprint: str) -> bool:
 
 
 def prepare_partial(partial: Path, fingerprint: str) -> None:
-    """Keep a half-written artifact of the same settings, to continue its checkpoints; else start an empty one."""
+    """Keep a half-written artifact of the same settings, to continue its checkpoints; else move it out of the way."""
     settings = partial / SETTINGS
     if settings.is_file() and json.loads(settings.read_text()) == fingerprint:
         return
-    if partial.exists():
-        shutil.rmtree(partial)  # only ever a folder this function made
+    move_aside(partial)
     partial.mkdir(parents=True)
     write_json(settings, fingerprint)
 

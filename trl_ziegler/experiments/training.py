@@ -7,10 +7,10 @@ from typing import Any, Literal
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from .._files import folder_or_hub_id
+from ..checkpoints import newest_reward_checkpoint
 from ..metrics import BestOfKAccuracy
 from ..metrics.best_of_k import chance_of_at_most
 from ..online import OnlineCollection
@@ -109,7 +109,7 @@ def train_reward_model(
         eval_dataset=data.select(range(len(rows) - held_out, len(rows))),
         processing_class=AutoTokenizer.from_pretrained(start),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=newest_reward_checkpoint(folder))
     trainer.evaluate()
     normalize_over(trainer.model, samples, normalize_to)
     save_with_card(trainer, folder)
