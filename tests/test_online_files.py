@@ -115,3 +115,13 @@ def test_a_folder_that_does_not_name_its_labeller_is_taken(files):
 def test_labels_that_lay_there_before_are_counted(files):
     assert files.found == 0
     assert again(files).found == 2
+
+
+def test_cards_of_a_finished_reward_model_name_its_final_folder(files):
+    files.begin_reward(0, 0)
+    partial = files.partial_reward(0) / "model"
+    partial.mkdir()
+    (partial / "README.md").write_text(f'# Über\nload_reward_model("{partial}")\n', encoding="utf-8")
+    files.finish_reward(0)
+    model = files.reward(0) / "model"
+    assert (model / "README.md").read_text(encoding="utf-8") == f'# Über\nload_reward_model("{model}")\n'

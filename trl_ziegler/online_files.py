@@ -127,8 +127,11 @@ class CollectionFiles:
         return [{**self.records[number], "label": label} for number, label in labels]
 
     def finish_reward(self, number: int) -> None:
-        """Declare the training of `begin_reward` complete."""
-        os.replace(self.partial_reward(number), self.reward(number))
+        """Declare the training of `begin_reward` complete; model cards name the folder as it is called from now on."""
+        partial, reward = self.partial_reward(number), self.reward(number)
+        for card in partial.rglob("README.md"):
+            write_text(card, card.read_text(encoding="utf-8").replace(str(partial), str(reward)))
+        os.replace(partial, reward)
         self.summarize(None)
 
     def summary(self) -> dict[str, Any]:
