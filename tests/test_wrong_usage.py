@@ -150,3 +150,8 @@ def test_text_for_token_ids(make_reward_model, texts):
 def test_a_policys_folder_that_is_not_there_is_named_before_the_hub_is_asked(tmp_path, make_ppo):
     with pytest.raises(FileNotFoundError, match=re.escape(f"The folder {tmp_path / 'none'} does not exist")):
         make_ppo(model=str(tmp_path / "none"))
+
+
+def test_fp16_for_rewards_where_it_would_train_in_float32(config):
+    with pytest.raises(ValueError, match="`fp16` is True, but on a CPU it would train in float32; set `bf16`, or"):
+        config(fp16=True)

@@ -116,6 +116,8 @@ class BestOfKRewardConfig(Presets, RewardConfig):
             raise ValueError(f"`max_length` is {self.max_length}; give at least 1, or None for no limit.")
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":  # accelerate leaves it out there without a word
+            raise ValueError("`fp16` is True, but on a CPU it would train in float32; set `bf16`, or neither.")
         if self.optimizer == "tf_adam":
             check_tf_adam(self)
 
