@@ -55,6 +55,9 @@ class Simulated(ImmediateLabeler):
         super().__init__(ScoreLabeler(letter_e))
         self.asked: list[int] = []
 
+    def __repr__(self) -> str:
+        return "Simulated()"  # its slow and dying subclasses label alike
+
     def request(self, records):
         self.asked += [record["number"] for record in records]
         super().request(records)

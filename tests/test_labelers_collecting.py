@@ -3,7 +3,17 @@
 import pytest
 from label_records import records
 
-from trl_ziegler.labelers import ImmediateLabeler, ScoreLabeler
+from trl_ziegler.labelers import (
+    ImmediateLabeler,
+    LengthScorer,
+    MajorityLabeler,
+    MixedScore,
+    Panel,
+    RandomTaste,
+    ScoreLabeler,
+    VividnessScorer,
+)
+from trl_ziegler.labelers.collecting import describe_labeler
 
 
 def last_is_best(prompts, completions, **columns):
@@ -65,3 +75,29 @@ def test_a_record_that_cannot_be_asked_is_refused_with_the_whole_request(labeler
     with pytest.raises(ValueError, match=r"Record 0 has no `completions`; .*\['prompt'\]"):
         labeler.request([{"prompt": "p"}])
     assert labeler.collect() == []
+
+
+LABELERS = {
+    "function": lambda: ScoreLabeler(last_is_best),
+    "scorer": lambda: ScoreLabeler(LengthScorer()),
+    "other scorer": lambda: ScoreLabeler(VividnessScorer()),
+    "slips": lambda: ScoreLabeler(last_is_best, error_rate=0.1),
+    "other slips": lambda: ScoreLabeler(last_is_best, error_rate=0.1, seed=1),
+    "taste": lambda: ScoreLabeler(MixedScore((last_is_best, 1.0), (RandomTaste("ann"), 2.0))),
+    "other taste": lambda: ScoreLabeler(MixedScore((last_is_best, 1.0), (RandomTaste("bob"), 2.0))),
+    "panel": lambda: Panel({"ann": ScoreLabeler(last_is_best), "bob": ScoreLabeler(LengthScorer())}),
+    "majority": lambda: MajorityLabeler([ScoreLabeler(last_is_best), ScoreLabeler(LengthScorer())]),
+}
+
+
+def test_what_labellers_are_known_by_tells_them_apart_and_is_the_same_in_each_process():
+    once, again = ([describe_labeler(ImmediateLabeler(make())) for make in LABELERS.values()] for _ in range(2))
+    assert once == again  # no address of an object in memory
+    assert len(set(once)) == len(LABELERS)
+
+
+def test_a_labeller_without_a_text_of_its_own_is_known_by_its_class():
+    class Mine:
+        pass
+
+    assert describe_labeler(Mine()).endswith("Mine object>") and " at " not in describe_labeler(Mine())

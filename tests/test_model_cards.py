@@ -188,6 +188,52 @@ def test_card_of_a_reward_model_says_labels_and_accuracy(make_trainer):
     assert PAPER in card.text
 
 
+def card_in(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md")
+
+
+def test_a_saved_reward_model_has_its_card_beside_it_with_all_that_is_known(make_trainer, tmp_path):
+    trainer = make_trainer(records(8), eval_dataset=records(4, seed=1), eval_strategy="epoch", save_strategy="steps")
+    trainer.train()
+    normalize_reward_model(trainer.model, [[1, 2], [3]], [[4], [5, 6]])
+    trainer.save_model(str(tmp_path / "out" / "final"))
+    card = card_in(tmp_path / "out" / "final")
+    assert f'load_reward_model("{tmp_path / "out" / "final"}")' in card.text
+    assert "- Held-out labels: accuracy " in card.text and "- Scale: mean 0 and standard deviation 1 " in card.text
+    assert "\n# Model Card for out\n" in card.text  # the run's name, not that of a folder within it
+    assert run_quick_start(card)["reward_model"].score.weight.equal(
+        trainer.model.score.weight * trainer.model.score.gain
+    )
+    checkpoint = tmp_path / "out" / f"checkpoint-{trainer.state.global_step}"
+    assert f'load_reward_model("{checkpoint}")' in card_in(checkpoint).text
+    assert not (tmp_path / "out" / "README.md").exists()  # where no model lies
+    assert trainer.args.output_dir == str(tmp_path / "out")
+
+
+def test_a_saved_policy_has_its_card_beside_it(train, tmp_path):
+    trainer = train(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.save_model(str(tmp_path / "final"))
+    loaded = run_quick_start(card_in(tmp_path / "final"))
+    assert loaded["actor_critic"].value_head.weight.equal(trainer.model.value_head.weight)
+    assert f'"{tmp_path / "final"}"' in card_in(tmp_path / "final").text
+    assert not Path(trainer.args.output_dir, "README.md").exists()
+
+
+def test_a_saved_model_that_goes_to_the_hub_is_loaded_from_there(make_trainer, hub, tmp_path):
+    trainer = make_trainer(records(4), hub_model_id="someone/taste", push_to_hub=True)
+    trainer.save_model(str(tmp_path / "final"))
+    for folder in (tmp_path / "final", tmp_path / "out", hub / "someone" / "taste"):
+        assert 'load_reward_model("someone/taste")' in card_in(folder).text
+
+
+def test_cards_have_no_gaps_and_a_citation_to_copy(make_trainer):
+    trainer = make_trainer(records(4))
+    trainer.create_model_card()
+    text = card_of(trainer).text
+    assert "## Training procedure\n\nThis model was trained with" in text
+    assert "\n@article{ziegler2019finetuning,\n  title " in text
+
+
 def test_candidates_are_counted_once_for_all_cards(make_trainer, monkeypatch):
     trainer = make_trainer(records(4), save_strategy="steps", save_steps=1, per_device_train_batch_size=1)
     walks, look = [], Dataset.__getitem__

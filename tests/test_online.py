@@ -12,7 +12,7 @@ from ppo_runs import letter_e, training_logs
 from transformers import TrainerCallback
 from transformers.activations import NewGELUActivation
 
-from trl_ziegler.labelers import LabellingStopped
+from trl_ziegler.labelers import ImmediateLabeler, LabellingStopped, ScoreLabeler
 from trl_ziegler.online import undisturbed
 from trl_ziegler.online_schedule import CollectionSchedule, RoundSchedule
 from trl_ziegler.tasks import Task
@@ -95,6 +95,33 @@ def test_a_policy_that_says_what_the_labeller_likes_wins(folder):
     trainer._start_unchecked = False  # the policy has left the reference
     trainer.train()
     assert online_logs(trainer)[-1]["online/win_rate"] > 0.8
+
+
+class TestWords:
+    def test_each_training_is_announced_with_its_labels(self, folder, capsys):
+        collection = begin(folder, Simulated())
+        trainer_of(folder, collection).train()
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Reward model")]
+        counts = [row["labels"] for row in collection.files.summary()["trainings"]]
+        assert said == [f"Reward model {number}: {count} labels" for number, count in enumerate(counts)]
+
+    def test_a_run_from_the_start_says_that_it_goes_on_with_labels_it_found(self, folder, caplog):
+        trainer_of(folder, begin(folder, Simulated())).train()
+        assert "going on" not in caplog.text
+        collection = begin(folder, Simulated())
+        labels = len(collection.files.labels)
+        trainer_of(folder, collection).train()
+        assert caplog.text.count(f"going on with {labels} labels found in {folder / 'online'}") == 1
+
+    def test_a_resumed_run_does_not_say_so(self, folder, caplog):
+        trainer_of(folder, begin(folder, Simulated()), save_strategy="steps", save_steps=4).train()
+        trainer_of(folder, begin(folder, Simulated())).train(resume_from_checkpoint=True)
+        assert "going on" not in caplog.text
+
+    def test_another_labeller_is_refused(self, folder):
+        begin(folder, Simulated()).files.start()
+        with pytest.raises(ValueError, match=r"has labels of Simulated\(\), this labeller is ImmediateLabeler\(Score"):
+            begin(folder, ImmediateLabeler(ScoreLabeler(letter_e)))
 
 
 class TestWaiting:

@@ -13,7 +13,7 @@ SCHEDULE = CollectionSchedule(initial=2, total=4, episodes=8)
 @pytest.fixture
 def files(tmp_path):
     """Three records, two of them labelled."""
-    files = CollectionFiles(tmp_path / "online", SCHEDULE)
+    files = CollectionFiles(tmp_path / "online", SCHEDULE, "Ann")
     files.start()
     files.add_records([{"number": 0, "prompt": "a"}, {"number": 1, "prompt": "b"}])
     files.add_records([{"number": 2, "prompt": "c"}])
@@ -23,7 +23,7 @@ def files(tmp_path):
 
 def again(files) -> CollectionFiles:
     """The same folder in a process that starts."""
-    later = CollectionFiles(files.folder, SCHEDULE)
+    later = CollectionFiles(files.folder, SCHEDULE, "Ann")
     later.start()
     return later
 
@@ -67,7 +67,7 @@ def test_an_interrupted_training_keeps_the_labels_it_began_with(files):
 
 
 def test_a_process_that_does_not_write_sees_records_that_came_later(files):
-    other = CollectionFiles(files.folder, SCHEDULE)
+    other = CollectionFiles(files.folder, SCHEDULE, "Ann")
     assert len(other.records) == 3
     files.add_records([{"number": 3, "prompt": "d"}])
     files.add_labels({3: 0})
@@ -95,4 +95,33 @@ def test_the_summary_names_finished_trainings_and_the_stop(files):
 )
 def test_another_schedule_is_refused(files, other):
     with pytest.raises(ValueError, match=r"online was collected by the schedule .*'total': 4.*give the former"):
-        CollectionFiles(files.folder, other)
+        CollectionFiles(files.folder, other, "Ann")
+
+
+def test_another_labeller_is_refused(files):
+    with pytest.raises(ValueError, match=r"online has labels of Ann, this labeller is Bob; give .* or delete `lab"):
+        CollectionFiles(files.folder, SCHEDULE, "Bob")
+
+
+def test_a_folder_that_does_not_name_its_labeller_is_taken(files):
+    summary = files.folder / "collection.json"
+    former = json.loads(summary.read_text())
+    del former["labeler"]
+    summary.write_text(json.dumps(former))
+    CollectionFiles(files.folder, SCHEDULE, "Bob").start()
+    assert json.loads(summary.read_text())["labeler"] == "Bob"
+
+
+def test_labels_that_lay_there_before_are_counted(files):
+    assert files.found == 0
+    assert again(files).found == 2
+
+
+def test_cards_of_a_finished_reward_model_name_its_final_folder(files):
+    files.begin_reward(0, 0)
+    partial = files.partial_reward(0) / "model"
+    partial.mkdir()
+    (partial / "README.md").write_text(f'# Über\nload_reward_model("{partial}")\n', encoding="utf-8")
+    files.finish_reward(0)
+    model = files.reward(0) / "model"
+    assert (model / "README.md").read_text(encoding="utf-8") == f'# Über\nload_reward_model("{model}")\n'

@@ -46,6 +46,24 @@ def three(judgement, value, n=1):
     return {"prompt_ids": [[1, 2]] * n, "completion_ids": [[[3], [4, 5], [6]]] * n, judgement: [value] * n}
 
 
+class TestFormattedDatasets:
+    """A format of `datasets` gives arrays for numbers and lists; records are read without."""
+
+    @pytest.mark.parametrize("kind", ["torch", "numpy", "arrow"])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_formatted_records_are_those_without_a_format(self, tokenizer, kind, stream):
+        text = {"prompt": ["she saw"], "completions": [[" the cat", " a dog"]], "label": [1]}
+        for columns, loss in ((text, "best_of_k"), (three("scores", [0.5, 1.0, 2.0]), "scalar")):
+            plain = Dataset.from_dict(columns)
+            formatted = (plain.to_iterable_dataset() if stream else plain).with_format(kind)
+            expected = list(prepare_preferences(plain, tokenizer, loss_type=loss))
+            assert list(prepare_preferences(formatted, tokenizer, loss_type=loss)) == expected
+
+    def test_a_transform_of_ones_own_is_kept(self, tokenizer):
+        dataset = Dataset.from_dict(three("label", 0)).with_transform(lambda rows: {**rows, "label": [2]})
+        assert prepare_preferences(dataset, tokenizer).with_format(None)["label"] == [2]
+
+
 class TestTokenization:
     def test_parts_are_encoded_on_their_own_and_no_eos_is_appended(self, tokenizer):
         prompt_ids, completion_ids = tokenize_prompt_completion(tokenizer, "she saw", " the cat")

@@ -345,3 +345,8 @@ def test_a_model_that_another_trainer_had(train, make_causal_lm):
     train(model=model, max_steps=1)
     train(model=model, max_steps=1)
     copy.deepcopy(model)
+
+
+def test_fp16_for_rewards_where_it_would_train_in_float32(config):
+    with pytest.raises(ValueError, match="`fp16` is True, but on a CPU it would train in float32; set `bf16`, or"):
+        config(fp16=True)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import Trainer, TrainerState
+from transformers.utils import CONFIG_NAME
 
 from ._version import __version__
 from .actor_critic import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
@@ -58,8 +60,9 @@ configuration.
 class ModelCards(Trainer):
     """TRL's `create_model_card` for a model that is loaded, and was measured, in ways TRL does not know.
 
-    Overrides: `create_model_card`; `_push_from_checkpoint`, which leaves files of ours behind; `_load_best_model`,
-    after which the last evaluation is no longer the model's.
+    Overrides: `create_model_card`; `save_model`, so that a card lies beside each model, those of checkpoints included;
+    `_save_checkpoint`, whose card in the output directory describes no model there; `_push_from_checkpoint`, which
+    leaves files of ours behind; `_load_best_model`, after which the last evaluation is no longer the model's.
     """
 
     _best: tuple[TrainerState | None, int] = (None, 0)
@@ -91,10 +94,28 @@ class ModelCards(Trainer):
         procedure, closing = rest.split(TRAINING)[1].split(VERSIONS)
         if "[None]" in opening:
             opening = without_base_model(opening)
-        parts = [opening, QUICK_START, "\n", self._how_to_load(path), "\n", TRAINING, procedure]
+        parts = [opening, QUICK_START, "\n", self._how_to_load(path), "\n", TRAINING, f"\n{procedure.strip()}\n\n"]
         parts += [f"### {title}\n\n{text}\n\n" for title, text in self._sections().items()]
         card.text = "".join([*parts, VERSIONS, f"- trl_ziegler: {__version__}\n", closing])
         card.save(file)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`, with the card of the model, as it is known now, in the same folder."""
+        super().save_model(output_dir, _internal_call)
+        own, folder = self.args.output_dir, output_dir or self.args.output_dir
+        pushed = _internal_call and output_dir is None  # the push writes the card itself
+        if pushed or not Path(folder, CONFIG_NAME).is_file():  # or shards, which are no model to load
+            return
+        self.args.output_dir = folder  # where TRL writes the card
+        try:
+            self.create_model_card(Path(self.args.hub_model_id or own).name)
+        finally:
+            self.args.output_dir = own
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # TRL's writes a card into the output directory first, which is for what goes to the hub from there.
+        save = super()._save_checkpoint if self.args.push_to_hub else partial(Trainer._save_checkpoint, self)
+        save(model, trial)
 
     def _how_to_load(self, path: str) -> str:
         raise NotImplementedError

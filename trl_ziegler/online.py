@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from .fast_layers import use_fast_layers
-from .labelers.collecting import CollectingLabeler, LabellingStopped
+from .labelers.collecting import CollectingLabeler, LabellingStopped, describe_labeler
 from .online_candidates import REFERENCE, ComparisonMaker, drawing, win_rate
 from .online_files import CollectionFiles
 from .online_schedule import LabelSchedule
@@ -63,7 +63,7 @@ class OnlineCollection(TrainerCallback):
         folder: Where everything is kept; the same one continues.
         schedule: How many labels, and when rewards are trained.
         queries: Rows with `prompt_ids`, `prompt` and any columns the labeller needs; comparisons take them in turn.
-        labeler: Who is asked.
+        labeler: Who is asked. The folder keeps its `repr`, and refuses a labeller with another one.
         train_reward: `f(rows, number, folder)` trains reward model `number` (0 is the first) on labelled records, from
             the reference with a fresh head, normalises it and leaves it in `folder/model`; every process calls it.
             What else a killed training left in `folder` is there when it is called again.
@@ -98,7 +98,7 @@ class OnlineCollection(TrainerCallback):
         self.maker = ComparisonMaker(
             queries, task.bind(tokenizer), tokenizer, num_candidates, validation_interval, seed
         )
-        self.files = CollectionFiles(folder, schedule)
+        self.files = CollectionFiles(folder, schedule, describe_labeler(labeler))
         self.stopped: str | None = None
         self.trainer: ZieglerPPOTrainer | None = None
         self._reference: PreTrainedModel | None = None
@@ -166,8 +166,11 @@ class OnlineCollection(TrainerCallback):
     # ---- Between updates --------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Nothing is known yet of where this run starts."""
+        """Nothing is known yet of where this run starts, but that it may start with what a former one has left."""
         self._standing, self.stopped = None, None
+        if state.global_step == 0 and self.files.found:
+            labels = f"{self.files.found} labels found in {self.files.folder}"
+            logger.warning(f"PPO begins anew, going on with {labels} and the reward models trained on them there.")
 
     def on_step_end(self, args, state, control, **kwargs):
         """After an update: ask ahead; before a pause, or a stop, there is a checkpoint."""
@@ -362,7 +365,8 @@ class OnlineCollection(TrainerCallback):
         state.wait_for_everyone()
         partial = self.files.partial_reward(number)
         rows = self.files.training_rows(partial)
-        logger.info(f"Training reward model {number} on {len(rows)} labels before episode {episode}.")
+        if state.is_main_process:
+            tqdm.write(f"Reward model {number}: {len(rows)} labels")  # above PPO's progress bar
         with undisturbed():
             self.train_reward(rows, number, partial)
         PartialState().wait_for_everyone()

@@ -3,7 +3,7 @@
     comparisons-000000.jsonl   records that labellers were asked, a file for each request, named by its first record
     labels.jsonl               one line per label, appended; of several for a record the last holds
     reward_00/                 model/, what its training left, and training.json: after which episode, on which labels
-    collection.json            the schedule, the trainings, and why a stopped run stopped
+    collection.json            the schedule, the labeller, the trainings, and why a stopped run stopped
 
 Every file but `labels.jsonl` is written in one piece; a last line of that which was cut off is dropped.
 """
@@ -32,20 +32,28 @@ class CollectionFiles:
     Args:
         folder: Made if it is not there.
         schedule: What the labels are collected by.
+        labeler: What the labeller is known by; a folder that does not say whose labels it has takes any.
+
+    Attributes:
+        found: How many labels lay there before, once the writer has started.
 
     Raises:
-        ValueError: the folder belongs to a collection with another schedule.
+        ValueError: the folder belongs to a collection with another schedule or another labeller.
     """
 
-    def __init__(self, folder: str | os.PathLike, schedule: LabelSchedule) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, schedule: LabelSchedule, labeler: str) -> None:
+        self.folder, self._labeler, self.found = Path(folder), labeler, 0
         self._schedule = {"kind": type(schedule).__name__, **asdict(schedule)}  # type: ignore[call-overload]
-        summary = self.folder / SUMMARY
-        former = json.loads(summary.read_text())["schedule"] if summary.is_file() else self._schedule
-        if former != self._schedule:
+        former = {"schedule": self._schedule, "labeler": labeler, **self.summary()}
+        if former["schedule"] != self._schedule:
             raise ValueError(
-                f"{self.folder} was collected by the schedule {former}, this one is {self._schedule}; give the former "
-                "schedule or another folder."
+                f"{self.folder} was collected by the schedule {former['schedule']}, this one is {self._schedule}; "
+                "give the former schedule or another folder."
+            )
+        if former["labeler"] != labeler:
+            raise ValueError(
+                f"{self.folder} has labels of {former['labeler']}, this labeller is {labeler}; give the former one or "
+                f"another folder, or delete `labeler` from {SUMMARY} to go on with labels of both."
             )
 
     def start(self) -> None:
@@ -55,6 +63,7 @@ class CollectionFiles:
         if labels.is_file():
             whole = labels.read_bytes()
             os.truncate(labels, whole.rfind(b"\n") + 1)
+        self.found = len(self.labels)
         self.summarize(None)
 
     # ---- Records and labels -----------------------------------------------------------------------------------------
@@ -118,9 +127,17 @@ class CollectionFiles:
         return [{**self.records[number], "label": label} for number, label in labels]
 
     def finish_reward(self, number: int) -> None:
-        """Declare the training of `begin_reward` complete."""
-        os.replace(self.partial_reward(number), self.reward(number))
+        """Declare the training of `begin_reward` complete; model cards name the folder as it is called from now on."""
+        partial, reward = self.partial_reward(number), self.reward(number)
+        for card in partial.rglob("README.md"):
+            write_text(card, card.read_text(encoding="utf-8").replace(str(partial), str(reward)))
+        os.replace(partial, reward)
         self.summarize(None)
+
+    def summary(self) -> dict[str, Any]:
+        """What `collection.json` says; nothing where it is not written yet."""
+        file = self.folder / SUMMARY
+        return json.loads(file.read_text()) if file.is_file() else {}
 
     def summarize(self, stopped: dict[str, Any] | None) -> None:
         """Write `collection.json`."""
@@ -128,6 +145,7 @@ class CollectionFiles:
         finished = [row for row in trainings if self.reward(row["number"]).is_dir()]
         summary = {
             "schedule": self._schedule,
+            "labeler": self._labeler,
             "trainings": [{**row, "labels": len(row["labels"])} for row in finished],
             "stopped": stopped,
         }

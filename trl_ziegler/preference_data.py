@@ -127,6 +127,8 @@ def prepare_preferences(
     """
     if isinstance(dataset, Dataset) and not len(dataset):
         raise ValueError(f"`{name}` has no records; check where it was loaded from.")
+    if not isinstance(dataset, Dataset) or dataset.format["type"] != "custom":  # which is a transform of one's own
+        dataset = dataset.with_format(None)  # of `torch` or the like, which makes tensors of numbers and lists
     columns = dataset.column_names or list(next(iter(dataset)))
     _require_columns(columns, loss_type, name)
     kwargs = {

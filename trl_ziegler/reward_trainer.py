@@ -118,6 +118,8 @@ class BestOfKRewardConfig(Presets, RewardConfig):
         # Without it `Trainer` leaves each of several processes on CPUs to itself, and refuses `bf16` there.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":  # accelerate leaves it out there without a word
+            raise ValueError("`fp16` is True, but on a CPU it would train in float32; set `bf16`, or neither.")
         if self.optimizer == "tf_adam":
             check_tf_adam(self)
 
@@ -130,7 +132,7 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
     `compute_loss` and `log` (the losses and metrics), `_set_signature_columns_if_needed`, `train` (a normalisation no
     longer holds; half-written checkpoints are passed over), and `_save`, `_load_from_checkpoint`, `_load_best_model`
     (the head as it is, beside the folded one).
-    Its model card ([`create_model_card`]) says how to load the model, who gave the labels, and the accuracy.
+    Its model card, beside each model it saves, says how to load the model, who gave the labels, and the accuracy.
     The tokenizer's PAD token stays as it was.
 
     Metrics, also with `eval_`: `loss`; `accuracy` (share of records whose best candidate has the highest reward; a tie
@@ -161,9 +163,14 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
     _paper = {  # noqa: RUF012 - as in TRL's trainers
         "title": "Fine-Tuning Language Models from Human Preferences",
         "id": "1909.08593",
-        "citation": "@article{ziegler2019finetuning, title = {Fine-Tuning Language Models from Human Preferences}, "
-        "author = {Ziegler, Daniel M. and Stiennon, Nisan and Wu, Jeffrey and Brown, Tom B. and Radford, Alec and "
-        "Amodei, Dario and Christiano, Paul and Irving, Geoffrey}, year = 2019, eprint = {arXiv:1909.08593}}",
+        "citation": """\
+@article{ziegler2019finetuning,
+  title   = {Fine-Tuning Language Models from Human Preferences},
+  author  = {Ziegler, Daniel M. and Stiennon, Nisan and Wu, Jeffrey and Brown, Tom B. and Radford, Alec and
+             Amodei, Dario and Christiano, Paul and Irving, Geoffrey},
+  journal = {arXiv preprint arXiv:1909.08593},
+  year    = {2019}
+}""",
     }
 
     def __init__(

@@ -1,5 +1,6 @@
 """Labels that come when they come: what online collection asks of a labeller, and simulated labellers in its terms."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -87,9 +88,17 @@ class ImmediateLabeler:
         """All records requested so far, with their labels, in the order of their requests."""
         return [dict(record) for record in self._labelled]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.labeler!r})"
+
     def open(self) -> int:
         """0: every request has been answered."""
         return 0
+
+
+def describe_labeler(labeler: CollectingLabeler) -> str:
+    """What a labeller is known by: its `repr`, without addresses in memory; for want of one, the name of its class."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(labeler))
 
 
 def check_record(record: Mapping[str, Any], where: str) -> None:

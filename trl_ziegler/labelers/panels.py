@@ -29,6 +29,9 @@ class MajorityLabeler:
             raise ValueError("labelers=[] has nobody to ask; give one labeller or more.")
         self.labelers = list(labelers)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.labelers!r})"
+
     def label(self, prompts: list[Text], completions: list[list[Text]], **columns: list) -> list[int]:
         """Return the label of the majority per prompt, in 0..K-1; errors are those of the labellers."""
         votes = [labeler.label(prompts, completions, **columns) for labeler in self.labelers]
@@ -63,6 +66,9 @@ class Panel:
             raise ValueError("members={} has nobody to ask; give one labeller or more by name.")
         self.members = dict(members)
         self.seed = seed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.members!r}, seed={self.seed})"
 
     def label(self, prompts: list[Text], completions: list[list[Text]], **columns: list) -> list[int]:
         """Return the label of one member per prompt, in 0..K-1.

@@ -60,6 +60,11 @@ class ScoreLabeler:
         self.position_bias = position_bias
         self.seed = seed
 
+    def __repr__(self) -> str:
+        names = ("error_rate", "boltzmann_temperature", "position_bias", "seed")
+        noise = "".join(f", {name}={getattr(self, name)}" for name in names)
+        return f"{type(self).__name__}({self.score_fn!r}{noise})"
+
     def label(self, prompts: list[Text], completions: list[list[Text]], **columns: list) -> list[int]:
         """Return the index of the best completion per prompt, in 0..K-1; the lowest index wins a tie.
 

@@ -38,6 +38,10 @@ class MixedScore:
                 raise ValueError(f"weight={weight} of {score_fn!r} must be a finite number; 0 leaves the score out.")
         self.terms = terms
 
+    def __repr__(self) -> str:
+        terms = (f"({score_fn!r}, {weight:g})" for score_fn, weight in self.terms)
+        return f"{type(self).__name__}({', '.join(terms)})"
+
     def __call__(self, prompts: list[Text], completions: list[Text], **columns: list) -> list[float]:
         """Return the weighted sum for each completion, in order; every term gets the columns."""
         scores = [score_fn(prompts, completions, **columns) for score_fn, _ in self.terms]
@@ -76,6 +80,9 @@ class RandomTaste:
 
     def __init__(self, seed: int | str):
         self.seed = seed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.seed!r})"
 
     def __call__(self, prompts: list[Text], completions: list[Text], **columns: list) -> list[float]:
         """Return the liking for each completion, in order; columns do not matter."""
