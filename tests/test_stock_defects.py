@@ -116,7 +116,7 @@ def test_d05_the_penalty_looks_for_the_stop_token_and_leaves_the_models_score_re
     always, never = logs(30.0), logs(-30.0)
     assert always["objective/scores"] == always["score/raw"] > -1  # -99.9
     assert never["objective/scores"] == pytest.approx(never["score/raw"] - 99.9, rel=1e-5)
-    with pytest.raises(ValueError, match=r"`missing_eos_penalty` is -1\.0; it is subtracted, so give a positive"):
+    with pytest.raises(ValueError, match=r"`missing_eos_penalty` is -1\.0; give a number of at least 0: it is sub"):
         make_ppo(task=None, stop_token="eos", missing_eos_penalty=-1.0)
 
 

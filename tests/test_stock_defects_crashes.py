@@ -107,8 +107,8 @@ LATE = {
         r"`train_dataset` has the columns \['text'\]; give a `prompt`",
     ),
     "an evaluation without a set": ({"eval_strategy": "steps"}, "didn't pass an `eval_dataset`"),
-    "a negative kl_coef": ({"kl_coef": -1.0}, r"`kl_coef` is -1\.0; a negative one would reward"),
-    "temperature zero": ({"temperature": 0.0}, r"`temperature` is 0\.0; give a value above 0"),
+    "a negative kl_coef": ({"kl_coef": -1.0}, r"`kl_coef` is -1\.0; give a number of at least 0: a negative"),
+    "temperature zero": ({"temperature": 0.0}, r"`temperature` is 0\.0; give a number above 0"),
     "no episodes": ({"total_episodes": 0}, "`total_episodes` is 0; give at least 1"),
     "a stop id outside the vocabulary": (
         {"task": None, "stop_token_id": 343},

@@ -155,7 +155,7 @@ class KLEntropyReward:
         callables = torch.tensor([not isinstance(function, torch.nn.Module) for function in self.functions])
         bad = parts.isinf() | (parts.isnan() & ~callables)
         counted = torch.tensor(self.weights) != 0  # what is only logged is no score
-        unscored = parts[:, counted].isnan().all(1) & counted.any()
+        unscored = parts[:, counted].isnan().all(1)
         if not bad.any() and not unscored.any():
             return
         row = int((bad.any(1) | unscored).nonzero()[0])
