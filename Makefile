@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
+# With what `accelerate launch` would otherwise guess, and say so in six lines.
+LAUNCH = $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-slow smoke lint format types docs wheel clean
@@ -10,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Options for the recipe go into ARGS, for example `make demo ARGS="--seed 2"`.
 demo: $(VENV)/.installed-run
-	$(BIN)/accelerate launch recipes/sentiment.py $(ARGS)
+	$(LAUNCH) recipes/sentiment.py $(ARGS)
 
 # The suite's tensors are so small that a second thread only waits: six times as long on two busy cores.
 test test-slow: export OMP_NUM_THREADS = 1
@@ -28,7 +30,7 @@ smoke: $(VENV)/.installed-run
 	    task=$$(basename "$$(dirname "$$config")"); \
 	    name="$$task/$$(basename "$$config" .yaml)"; \
 	    echo "== $$name"; \
-	    HF_HUB_OFFLINE=1 $(BIN)/accelerate launch "recipes/$$task.py" --config "$$config" --output_dir "$$runs/$$name" \
+	    HF_HUB_OFFLINE=1 $(LAUNCH) "recipes/$$task.py" --config "$$config" --output_dir "$$runs/$$name" \
 	        || failed="$$failed $$name"; \
 	done; \
 	rm -r "$$runs"; \
