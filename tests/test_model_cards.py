@@ -219,6 +219,18 @@ def test_a_saved_policy_has_its_card_beside_it(train, tmp_path):
     assert not Path(trainer.args.output_dir, "README.md").exists()
 
 
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+def test_a_saved_adapter_has_our_card_and_not_pefts(train, make_trainer, make_causal_lm, tmp_path, kind):
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+    if kind == "policy":
+        trainer = train(max_steps=1, peft_config=config)
+    else:
+        make_causal_lm().save_pretrained(tmp_path / "base")
+        trainer = make_trainer(records(4), model=str(tmp_path / "base"), peft_config=config)
+    trainer.save_model(str(tmp_path / "final"))
+    assert f"- trl_ziegler: {__version__}\n" in card_in(tmp_path / "final").text
+
+
 def test_a_saved_model_that_goes_to_the_hub_is_loaded_from_there(make_trainer, hub, tmp_path):
     trainer = make_trainer(records(4), hub_model_id="someone/taste", push_to_hub=True)
     trainer.save_model(str(tmp_path / "final"))

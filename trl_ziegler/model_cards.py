@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import Trainer, TrainerState
-from transformers.utils import CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ._version import __version__
 from .actor_critic import VALUE_HEAD_FILE, VALUE_MODEL_FOLDER
@@ -104,7 +104,8 @@ class ModelCards(Trainer):
         super().save_model(output_dir, _internal_call)
         own, folder = self.args.output_dir, output_dir or self.args.output_dir
         pushed = _internal_call and output_dir is None  # the push writes the card itself
-        if pushed or not Path(folder, CONFIG_NAME).is_file():  # or shards, which are no model to load
+        model = any(Path(folder, name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
+        if pushed or not model:  # but shards, which cannot be loaded as one
             return
         self.args.output_dir = folder  # where TRL writes the card
         try:
