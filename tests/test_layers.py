@@ -18,6 +18,7 @@ LAYERS = {
     "base": {
         "_compat",
         "_files",
+        "_logs",
         "_version",
         "chunked_softmax",
         "functional",

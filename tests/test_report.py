@@ -223,6 +223,10 @@ class TestPartialRun:
         (tmp_path / "config.yaml").write_text("seed: 12345")
         assert "seed: 12345" in write_report(tmp_path).read_text(encoding="utf-8")
 
+    def test_folder_is_called_one(self, tmp_path):
+        text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+        assert f"Folder {tmp_path.name}\n" in text  # "Run run", where that is its name, would read as a slip
+
     def test_missing_directory_is_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no such directory; give the --output_dir"):
             write_report(tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from dataclasses import asdict
 
 import pytest
@@ -82,6 +83,23 @@ class TestDisk:
         assert torch.equal(first.transformer.h[1].mlp.c_fc.weight, source.transformer.h[1].mlp.c_fc.weight)
         assert (first.score.gain.item(), first.score.offset.item(), first.score.bias.item()) == (1.0, 0.0, 0.0)
         assert first.dtype == torch.float32
+
+    def test_a_fresh_head_is_no_news_but_other_weights_that_do_not_fit_are(
+        self, make_causal_lm, tmp_path, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        source = make_causal_lm()
+        source.save_pretrained(tmp_path)
+        load_reward_model(tmp_path)
+        assert "LOAD REPORT" not in caplog.text
+        left_out = "transformer.h.1.mlp.c_fc.bias"
+        source.save_pretrained(tmp_path, state_dict={k: v for k, v in source.state_dict().items() if k != left_out})
+        load_reward_model(tmp_path)
+        assert "LOAD REPORT" in caplog.text and left_out in caplog.text
+        caplog.clear()
+        with pytest.raises(RuntimeError, match="look at the above report"):
+            load_reward_model(tmp_path, n_inner=64)
+        assert "LOAD REPORT" in caplog.text and "MISMATCH" in caplog.text
 
     def test_one_label_classifier_keeps_its_head(self, make_classifier, tmp_path):
         source = make_classifier("qwen2")

@@ -28,6 +28,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, 
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
 from ._files import folder_or_hub_id
+from ._logs import held_back
 from .functional import gain_and_bias
 from .preference_collator import right_padded
 from .prefix_sharing import (
@@ -119,7 +120,11 @@ def load_reward_model(
         raise ValueError(f"{path} is a '{config.model_type}', which transformers has no sequence classifier for.")
     reward_class = _mixed(RewardModelMixin, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
     kwargs = {"dtype": torch.float32, **kwargs, "num_labels": 1, "output_loading_info": True}
-    model, info = reward_class.from_pretrained(path, **kwargs)
+    with held_back("transformers.modeling_utils", "LOAD REPORT") as reports:
+        model, info = reward_class.from_pretrained(path, **kwargs)
+        wrong = {**info, "missing_keys": set(info["missing_keys"]) - {"score.weight"}}  # a fresh head is meant
+        if not any(wrong.values()):
+            reports.clear()
     return as_reward_model(model, fresh_head="score.weight" in info["missing_keys"], seed=seed)
 
 

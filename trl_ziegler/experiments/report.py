@@ -95,7 +95,7 @@ def _render_page(run: Path) -> tuple[str, list[Plot]]:
     frontier = read_json(run / "evaluate" / "frontier.json")
     sections = {
         "policy": [*policy_plots(policy_log, metrics.get("kl_target")), *training_plots(policy_log)],
-        "frontier": [frontier_plot(frontier, _frontier_headline(metrics))] if frontier else [],
+        "frontier": [frontier_plot(frontier, metrics.get("frontier", {}))] if frontier else [],
         "collection": collection_plots(policy_log, collection),
         "reward": [*accuracy_plot(collection, chance), *reward_plots(reward_log, chance)],
         "summaries": copying_plots(metrics.get("copying", {})),
@@ -137,11 +137,6 @@ def page_template(name: str) -> Template:
         "base64": lambda png: base64.b64encode(png).decode("ascii"),
     }
     return environment.get_template(name)
-
-
-def _frontier_headline(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    frontier = metrics.get("frontier", {})
-    return {"kl": metrics.get("kl"), "reached": frontier.get("reached"), "optimum": frontier.get("optimum")}
 
 
 def headline_figures(metrics: Mapping[str, Any]) -> list[Figure]:

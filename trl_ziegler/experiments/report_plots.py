@@ -272,18 +272,20 @@ FRONTIER_LOOK_FOR = (
 )
 
 
-def frontier_plot(frontier: Mapping[str, Any], headline: Mapping[str, Any]) -> Plot:
+def frontier_plot(frontier: Mapping[str, Any], summary: Mapping[str, Any]) -> Plot:
     """The reward-KL frontier and the named points.
 
     Args:
         frontier: `kl_penalty_curve`, rows of `beta`, `kl`, `reward`; `points`, rows of `name`, `kl`, `reward`.
-        headline: `kl` of the policy and the `reached` and `optimum` reward there; any may be absent or None.
+        summary: `kl` of the policy on the frontier's queries (on all held-out ones it is another), and the `reached`
+            and `optimum` reward there; any may be absent or None.
     """
-    png = render_png(_draw_frontier, frontier, headline, size=(9.6, 4.6))
+    png = render_png(draw_frontier, frontier, summary, size=(9.6, 4.6))
     return Plot("frontier", "Reward against KL, with the optimum", FRONTIER_LOOK_FOR, png)
 
 
-def _draw_frontier(axes: Axes, frontier: Mapping[str, Any], headline: Mapping[str, Any]) -> None:
+def draw_frontier(axes: Axes, frontier: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Fill `axes`; see `frontier_plot`."""
     curve = sorted((row["kl"], row["reward"]) for row in frontier["kl_penalty_curve"])
     if curve:
         axes.plot(*zip(*curve, strict=True), color=BLUE, linewidth=2.2, label="optimum", zorder=3)
@@ -294,11 +296,12 @@ def _draw_frontier(axes: Axes, frontier: Mapping[str, Any], headline: Mapping[st
             color=INK, fontsize=10, parse_math=False, zorder=6,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
-    at, reached, optimum = (headline.get(key) for key in ("kl", "reached", "optimum"))
+    at, reached, optimum = (summary.get(key) for key in ("kl", "reached", "optimum"))
     if at is not None and reached is not None and optimum is not None:
         axes.plot([at, at], [reached, optimum], color=RED, linewidth=1.4, linestyle=":", zorder=4)
         axes.plot(at, optimum, "*", color=RED, markersize=13, zorder=5, label="optimum at the policy's KL")
     axes.set(xlabel="KL from the reference (nats per response)", ylabel=SCORE_UNIT)
+    axes.margins(y=0.12)  # room for the names under the lowest points
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=10, loc="lower right")
 
