@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
+from trl_ziegler.experiments import own_data
 from trl_ziegler.experiments.own_data import (
     PolicyScriptArguments,
     RewardScriptArguments,
@@ -200,6 +201,36 @@ def test_labels_without_prompts_are_refused_before_training(reward_job, write, m
     pairs = write("pairs.jsonl", [{"chosen": " she loved it.", "rejected": " she hated it."}])
     with pytest.raises(ValueError, match=r"pairs.jsonl` has no `prompt` column .* `--normalization_samples 0`"):
         reward_job("reward", {"dataset_name": pairs})
+
+
+@pytest.mark.parametrize(
+    "option, sentence",
+    [
+        (
+            {"response_length": 300},
+            r"`response_length` is 300, which behind a prompt of \d+ tokens .* 256 that the start",
+        ),
+        ({"response_length": 0}, "`response_length` is 0; give at least 1 token"),
+        ({"temperature": 0.0}, "`temperature` is 0.0; give a positive number"),
+        ({"normalization_samples": 1}, "`normalization_samples` is 1; give at least 2"),
+        ({"dataset_name": "one.jsonl"}, "`one.jsonl` has 1 record, over which no variance can be normalised"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_is_refused_before_training(reward_job, write, monkeypatch, option, sentence):
+    write("one.jsonl", LABELS[:1])
+    monkeypatch.setattr(BestOfKRewardTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=sentence):
+        reward_job("reward", option)
+
+
+def test_a_trained_model_outlives_a_normalisation_that_fails(reward_job, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(own_data, "normalize_reward_model", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reward_job("reward", max_steps=1, save_strategy="no")
+    assert not is_normalized(load_reward_model(tmp_path / "reward"))
 
 
 # ---- Human ratings --------------------------------------------------------------------------------------------------
