@@ -35,6 +35,7 @@ LAYERS = {
         "actor_critic",
         "compiled_sampling",
         "openai_labels",
+        "preference_checks",
         "preference_collator",
         "preference_data",
         "preference_losses",
