@@ -39,6 +39,7 @@ LAYERS = {
         "preference_collator",
         "preference_data",
         "preference_losses",
+        "reward_checks",
         "reward_mixin",
         "reward_model",
         "reward_wrapper",

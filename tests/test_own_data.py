@@ -485,6 +485,11 @@ def test_a_reward_is_a_model_or_a_function(function_of_rewards, make_classifier,
     assert load_reward(str(tmp_path / "classifier")).config.num_labels == 1
 
 
+def test_a_reward_without_a_head_is_refused(start):
+    with pytest.raises(ValueError, match="start is a language model without a reward head; train one with recipes/"):
+        load_reward(start.model_name_or_path)
+
+
 @pytest.mark.parametrize(
     "name, message",
     [

@@ -106,7 +106,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
     args.label_origin = args.label_origin or f"those of `{Path(script.dataset_name).name}`"
     trainer = BestOfKRewardTrainer(
-        model=load_reward_model(model.model_name_or_path, seed=args.seed),
+        model=load_reward_model(model.model_name_or_path, seed=args.seed, without_head="fresh"),
         args=args,
         train_dataset=rows,
         eval_dataset=held_out,
@@ -186,7 +186,7 @@ def load_reward(name: str) -> RewardFunction:
     module, colon, function = name.partition(":")
     if not colon:
         try:
-            return load_reward_model(name)
+            return load_reward_model(name, without_head="refuse")
         except OSError as error:
             raise ValueError(
                 f"`reward` is '{name}', which is no folder of a model and cannot be loaded from the hub "
