@@ -505,9 +505,13 @@ def test_a_reward_that_is_no_function_is_named(function_of_rewards, name, messag
 
 
 def test_a_reward_that_is_neither_model_nor_function_is_told_both_ways(function_of_rewards):
-    with pytest.raises(
-        ValueError, match=r"`reward` is 'my_rewards.letter_e', which is no folder .* `module:function`"
-    ):
+    with pytest.raises(ValueError, match=r"`reward` is 'letter_e', which is no folder .* `module:function`"):
+        load_reward("letter_e")
+
+
+def test_a_dot_for_the_colon_of_a_function_is_told_before_the_hub_is_asked(function_of_rewards, monkeypatch):
+    monkeypatch.setattr(own_data, "load_reward_model", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=r"a function is given as `module:function`: 'my_rewards:letter_e'"):
         load_reward("my_rewards.letter_e")
 
 

@@ -1,7 +1,9 @@
 """What a reward model cannot be made of, how it cannot be trained, and what it cannot read: one sentence for each."""
 
+import logging
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,6 +65,16 @@ def require_one_label(config: Any) -> None:
             f"`num_labels` is {config.num_labels}, but a reward is one number; load the classifier with num_labels=1, "
             "or start from the language model it was made from."
         )
+
+
+@cache
+def warn_of_fresh_head(path: str) -> None:
+    """Warn once of a model that got a fresh head."""
+    # Not the logger of accelerate, which needs its state, as loading a model does not.
+    logging.getLogger(__name__).warning(
+        f"{path} has no reward head and gets a fresh one, whose rewards mean nothing before it is trained "
+        "(`without_head='fresh'` if that is meant)."
+    )
 
 
 # ---- Adapters -------------------------------------------------------------------------------------------------------

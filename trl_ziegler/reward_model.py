@@ -9,7 +9,6 @@ Axis letters: `N` samples.
 """
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
-from ._files import folder_or_hub_id
+from ._files import found_model
 from ._logs import held_back
 from .functional import gain_and_bias
 from .preference_collator import right_padded
@@ -46,11 +45,10 @@ from .reward_checks import (
     require_readable,
     require_score_alone,
     require_trained_head,
+    warn_of_fresh_head,
 )
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
 from .sharding import in_parts_like
-
-logger = logging.getLogger(__name__)  # accelerate's would need its state, which loading a model does not
 
 REWARD_HEAD_FILE = "reward_head.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only")
@@ -131,7 +129,13 @@ def load_reward_model(
     """
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code=True` is not supported; load the model yourself and pass the object.")
-    path = folder_or_hub_id(path)
+    with found_model(path, "path") as found:
+        return _load(found, seed, is_trainable, without_head, kwargs)
+
+
+def _load(
+    path: str, seed: int, is_trainable: bool, without_head: str, kwargs: dict[str, Any]
+) -> PreTrainedModel | PeftModel:
     hub: dict[str, Any] = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if find_adapter_config_file(path, **hub) is not None:
         return _load_adapter(path, seed, is_trainable, hub, kwargs)
@@ -153,7 +157,7 @@ def load_reward_model(
     if headless and without_head == "refuse":
         raise ValueError(f"{path} is a language model without a reward head; train one with recipes/reward.py.")
     if headless and without_head == "warn":
-        _warn_of_fresh_head(path)
+        warn_of_fresh_head(path)
     return as_reward_model(model, fresh_head=headless, seed=seed)
 
 
@@ -347,14 +351,6 @@ def _head_from(linear: nn.Linear, offset: float) -> RewardHead:
         head.bias.copy_(linear.bias)
     head.offset.fill_(offset)
     return head.requires_grad_(linear.weight.requires_grad)
-
-
-@cache
-def _warn_of_fresh_head(path: str) -> None:
-    logger.warning(
-        f"{path} has no reward head and gets a fresh one, whose rewards mean nothing before it is trained "
-        "(`without_head='fresh'` if that is meant)."
-    )
 
 
 def _load_adapter(path: str, seed: int, is_trainable: bool, hub: dict[str, Any], kwargs: dict[str, Any]) -> PeftModel:

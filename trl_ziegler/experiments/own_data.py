@@ -1,6 +1,6 @@
 """The two trainers on one's own data and models, for `recipes/reward.py` and `recipes/ppo.py`."""
 
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from .._files import folder_or_hub_id
+from .._files import folder_or_hub_id, found_model
 from ..checkpoints import newest_reward_checkpoint
 from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
@@ -103,7 +103,7 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
     start, data = model_input(model.model_name_or_path), data_input(script.dataset_name, rows)
     others, inputs = {"eval_size": script.eval_size}, {"model_name_or_path": start, "dataset_name": data}
     keep_settings(args, checkpoint, {**others, **adapter_of(model)}, inputs)
-    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+    tokenizer = _tokenizer(model)
     args.label_origin = args.label_origin or f"those of `{Path(script.dataset_name).name}`"
     trainer = BestOfKRewardTrainer(
         model=load_reward_model(model.model_name_or_path, seed=args.seed, without_head="fresh"),
@@ -142,7 +142,7 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
     keep_settings(args, checkpoint, adapter_of(model), inputs)
     trainer = ZieglerPPOTrainer(
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path),
+        processing_class=_tokenizer(model),
         model=model.model_name_or_path,
         reward_model=load_reward(script.reward),
         train_dataset=rows,
@@ -178,6 +178,11 @@ def check_model_options(model: ModelConfig) -> None:
             )
 
 
+def _tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    with found_model(model.model_name_or_path, "model_name_or_path") as path:
+        return AutoTokenizer.from_pretrained(path)
+
+
 def load_reward(name: str) -> RewardFunction:
     """A reward model by path or id, or a function by `module:name`, the module in the working directory or installed.
 
@@ -185,15 +190,15 @@ def load_reward(name: str) -> RewardFunction:
     """
     module, colon, function = name.partition(":")
     if not colon:
+        _refuse_dot_for_colon(name)
         try:
             return load_reward_model(name, without_head="refuse")
         except OSError as error:
             raise ValueError(
                 f"`reward` is '{name}', which is no folder of a model and cannot be loaded from the hub "
-                f"({str(error).splitlines()[0]}); a function is given as `module:function`."
+                f"({str(error.__cause__ or error).splitlines()[0]}); a function is given as `module:function`."
             ) from None
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
+    _look_in_working_directory()
     try:
         loaded = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
@@ -206,6 +211,24 @@ def load_reward(name: str) -> RewardFunction:
     if not callable(loaded):
         raise ValueError(f"`reward` is '{name}', but the module {module} has no function '{function}'.")
     return loaded
+
+
+def _look_in_working_directory() -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
+
+
+def _refuse_dot_for_colon(name: str) -> None:
+    """Refuse `module.function` by itself, before the hub is asked for it, and waited for."""
+    module, dot, function = name.rpartition(".")
+    if Path(name).exists() or not (dot and module.replace(".", "").isidentifier() and function.isidentifier()):
+        return
+    _look_in_working_directory()
+    if importlib.util.find_spec(module.partition(".")[0]) is not None:
+        raise ValueError(
+            f"`reward` is '{name}', which is no folder of a model, but there is a module {module.partition('.')[0]}; "
+            f"a function is given as `module:function`: '{module}:{function}'."
+        )
 
 
 def split_by_prompt(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
