@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -59,6 +60,38 @@ def test_a_file_cut_in_half_is_named(tmp_path):
     path.write_text(json.dumps(ROWS[0]) + '\n{"prompt": "b", "la')
     with pytest.raises(ValueError, match=r"cut\.jsonl cannot be read as json \(.*\); it may have been cut in half"):
         load_rows(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "rows.tsv",
+            b"a\tb",
+            "is a file of a kind that is not read; give .json, .jsonl, .csv, .parquet, .txt, each also",
+        ),
+        ("rows.xlsx", b"PK", "is a file of a kind that is not read"),
+        ("rows", b"a", "is a file of a kind that is not read"),
+        ("rows.jsonl", b"", "is empty; check how it was written."),
+        ("rows.csv", b"", "is empty; check how it was written."),
+        ("rows.jsonl", b"\n\n", "cannot be read as json ("),
+        ("rows.jsonl.gz", gzip.compress(b""), "cannot be read as json ("),
+        ("rows.jsonl", '{"a": "\xe9"}'.encode("latin-1"), "is not in UTF-8 ("),
+        ("rows.csv", "a\n\xe9".encode("latin-1"), "is not in UTF-8 ("),
+        ("rows.txt", "\xe9a".encode("latin-1"), "is not in UTF-8 ("),
+    ],
+)
+def test_files_that_hold_no_rows_are_named(tmp_path, name, content, sentence):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path} {sentence}")):
+        load_rows(str(path))
+
+
+def test_a_folder_may_be_called_as_a_file(tmp_path):
+    (tmp_path / "rows.jsonl").mkdir()
+    (tmp_path / "rows.jsonl" / "train.json").write_text(json.dumps(ROWS))
+    assert load_rows(str(tmp_path / "rows.jsonl")).to_list() == ROWS
 
 
 @pytest.fixture

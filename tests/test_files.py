@@ -13,6 +13,7 @@ from trl import ModelConfig
 
 from trl_ziegler import _files
 from trl_ziegler._files import folder_or_hub_id, written_whole
+from trl_ziegler.experiments import own_data
 from trl_ziegler.experiments.arguments import StyleArguments, SummaryArguments
 from trl_ziegler.experiments.experiment import load_model
 from trl_ziegler.experiments.own_data import check_model_options
@@ -89,9 +90,40 @@ def test_a_path_where_nothing_is_is_no_hub_id(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2", "Qwen/Qwen2.5-0.5B", "3ammar/x_y"])
 def test_hub_ids_and_folders_that_are_there_pass(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").touch()
     assert folder_or_hub_id(name) == name
     assert folder_or_hub_id(tmp_path) == str(tmp_path)
     assert folder_or_hub_id("./") == "./"
+
+
+def test_files_and_folders_without_a_model_are_named(tmp_path):
+    (tmp_path / "weights").touch()
+    with pytest.raises(FileNotFoundError, match=r"weights is a file; give the folder of a model, or a hub id\."):
+        folder_or_hub_id(tmp_path / "weights")
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no model, as it has no config.json or adapter_config.json; give"
+    ):
+        folder_or_hub_id(tmp_path)
+    (tmp_path / "adapter_config.json").touch()
+    folder_or_hub_id(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("load", "argument"),
+    [
+        (load_reward_model, "path"),
+        (load_model, "model"),
+        (lambda name: FileWorld(StyleArguments(model=name, documents=name)).classifier(), "model"),
+        (lambda name: FileSummaries(SummaryArguments(model=name, documents=name)).tokenizer, "model"),
+        (lambda name: own_data._tokenizer(ModelConfig(name)), "model_name_or_path"),
+    ],
+)
+def test_a_model_that_the_hub_cannot_give_is_named(load, argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence = f"`{argument}` is 'no-such/model': there is no such folder, and the hub has no such model or cannot"
+    with pytest.raises(OSError, match=sentence) as error:
+        load("no-such/model")
+    assert error.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
+from trl_ziegler.experiments import own_data
 from trl_ziegler.experiments.own_data import (
     PolicyScriptArguments,
     RewardScriptArguments,
@@ -200,6 +201,36 @@ def test_labels_without_prompts_are_refused_before_training(reward_job, write, m
     pairs = write("pairs.jsonl", [{"chosen": " she loved it.", "rejected": " she hated it."}])
     with pytest.raises(ValueError, match=r"pairs.jsonl` has no `prompt` column .* `--normalization_samples 0`"):
         reward_job("reward", {"dataset_name": pairs})
+
+
+@pytest.mark.parametrize(
+    "option, sentence",
+    [
+        (
+            {"response_length": 300},
+            r"`response_length` is 300, which behind a prompt of \d+ tokens .* 256 that the start",
+        ),
+        ({"response_length": 0}, "`response_length` is 0; give at least 1 token"),
+        ({"temperature": 0.0}, "`temperature` is 0.0; give a positive number"),
+        ({"normalization_samples": 1}, "`normalization_samples` is 1; give at least 2"),
+        ({"dataset_name": "one.jsonl"}, "`one.jsonl` has 1 record, over which no variance can be normalised"),
+    ],
+)
+def test_a_normalisation_that_cannot_be_is_refused_before_training(reward_job, write, monkeypatch, option, sentence):
+    write("one.jsonl", LABELS[:1])
+    monkeypatch.setattr(BestOfKRewardTrainer, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=sentence):
+        reward_job("reward", option)
+
+
+def test_a_trained_model_outlives_a_normalisation_that_fails(reward_job, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(own_data, "normalize_reward_model", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reward_job("reward", max_steps=1, save_strategy="no")
+    assert not is_normalized(load_reward_model(tmp_path / "reward"))
 
 
 # ---- Human ratings --------------------------------------------------------------------------------------------------
@@ -454,6 +485,11 @@ def test_a_reward_is_a_model_or_a_function(function_of_rewards, make_classifier,
     assert load_reward(str(tmp_path / "classifier")).config.num_labels == 1
 
 
+def test_a_reward_without_a_head_is_refused(start):
+    with pytest.raises(ValueError, match="start is a language model without a reward head; train one with recipes/"):
+        load_reward(start.model_name_or_path)
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -469,9 +505,13 @@ def test_a_reward_that_is_no_function_is_named(function_of_rewards, name, messag
 
 
 def test_a_reward_that_is_neither_model_nor_function_is_told_both_ways(function_of_rewards):
-    with pytest.raises(
-        ValueError, match=r"`reward` is 'my_rewards.letter_e', which is no folder .* `module:function`"
-    ):
+    with pytest.raises(ValueError, match=r"`reward` is 'letter_e', which is no folder .* `module:function`"):
+        load_reward("letter_e")
+
+
+def test_a_dot_for_the_colon_of_a_function_is_told_before_the_hub_is_asked(function_of_rewards, monkeypatch):
+    monkeypatch.setattr(own_data, "load_reward_model", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=r"a function is given as `module:function`: 'my_rewards:letter_e'"):
         load_reward("my_rewards.letter_e")
 
 

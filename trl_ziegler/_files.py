@@ -12,15 +12,43 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+CONFIGURATIONS = ("config.json", "adapter_config.json")
 HUB_ID = re.compile(r"[^~./\\][^/\\]*(/[^/\\]+)?")
 
 
 def folder_or_hub_id(model: str | os.PathLike) -> str:
-    """`model` as text; `FileNotFoundError` where it can only be meant as a path, and nothing is there."""
+    """`model` as text; `FileNotFoundError` where it can only be meant as a path, and no model is there."""
     name = os.fspath(model)
-    if not os.path.exists(name) and not HUB_ID.fullmatch(name):
+    if not os.path.exists(name):
+        if HUB_ID.fullmatch(name):
+            return name
         raise FileNotFoundError(f"The folder {name} does not exist; give the one of a model, or a hub id.")
+    if os.path.isfile(name):
+        raise FileNotFoundError(f"{name} is a file; give the folder of a model, or a hub id.")
+    if not any(os.path.isfile(os.path.join(name, config)) for config in CONFIGURATIONS):
+        raise FileNotFoundError(
+            f"The folder {name} holds no model, as it has no {' or '.join(CONFIGURATIONS)}; give the one of a model, "
+            "or a hub id."
+        )
     return name
+
+
+@contextlib.contextmanager
+def found_model(model: str | os.PathLike, argument: str) -> Iterator[str]:
+    """`model` as text, to be loaded under this; what the hub cannot give is an `OSError` that names it.
+
+    The libraries' own errors tell of a connection or a file, seldom of what was asked for.
+    """
+    name = folder_or_hub_id(model)
+    try:
+        yield name
+    except OSError as error:
+        if os.path.exists(name):
+            raise
+        raise OSError(
+            f"`{argument}` is '{name}': there is no such folder, and the hub has no such model or cannot be reached "
+            f"({str(error).splitlines()[0]})."
+        ) from error
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

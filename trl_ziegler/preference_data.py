@@ -21,8 +21,23 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
+
+from .preference_checks import (
+    CHECKS,
+    check_dropped,
+    check_repeated_prompts,
+    repeats_prompt,
+    require_agreement,
+    require_k,
+    require_known_ids,
+    require_margin,
+    require_messages,
+    require_open_end,
+    require_text,
+    warn_of_labels_from_one,
+)
 
 logger = get_logger(__name__)
 
@@ -34,24 +49,39 @@ JUDGEMENTS = {
 }
 """Which columns can serve each loss; where several are there, the first one counts."""
 
-MAX_IDENTICAL_SHARE = 0.1
-
 # Working columns of `prepare_preferences`, removed before it returns.
-_DROPPED, _IDENTICAL = "_dropped", "_identical"
+_DROPPED, _IDENTICAL, _REPEATED = "_dropped", "_identical", "_repeated"
 
 
-def tokenize_prompt(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict], **template: Any) -> list[int]:
+def tokenize_prompt(
+    processing_class: PreTrainedTokenizerBase, prompt: str | list[dict], *, where: str = "", **template: Any
+) -> list[int]:
     """Ids of a prompt: the tokenizer's leading special tokens (such as BOS) and the text, or the chat with its cue.
 
     Args:
         processing_class: The tokenizer.
         prompt: Text, or chat messages; these are rendered with the generation prompt.
+        where: What errors begin with, for example "Row 3 of `train`".
         template: Goes to the chat template (`tools`, ...).
 
     Raises:
-        ValueError: neither text nor messages, or messages for a tokenizer without a chat template.
+        ValueError: neither text nor messages, messages that end with the assistant's, or messages for a tokenizer
+            without a chat template.
     """
+    try:
+        return _tokenize_prompt(processing_class, prompt, **template)
+    except ValueError as error:
+        if not where:
+            raise
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _tokenize_prompt(
+    processing_class: PreTrainedTokenizerBase, prompt: str | list[dict], **template: Any
+) -> list[int]:
     if isinstance(prompt, list):
+        require_messages(prompt, "`prompt`")
+        require_open_end(prompt)
         return _render(processing_class, prompt, add_generation_prompt=True, **template)
     if not isinstance(prompt, str):
         raise ValueError(f"`prompt` is {prompt!r}; give text or a list of chat messages, or drop the row.")
@@ -80,7 +110,7 @@ def tokenize_prompt_completion(
             f"`prompt` is a {type(prompt).__name__} and its completion a {type(completion).__name__}; give both as "
             "text or both as lists of messages."
         )
-    prompt_ids = tokenize_prompt(processing_class, prompt, **template)
+    prompt_ids = _tokenize_prompt(processing_class, prompt, **template)
     if isinstance(completion, str):
         return prompt_ids, _encode(processing_class, completion)
     whole = _render(processing_class, [*prompt, *completion], **template)
@@ -99,6 +129,8 @@ def prepare_preferences(
     loss_type: str = "best_of_k",
     max_length: int | None = None,
     context_limit: int | None = None,
+    vocab_size: int | None = None,
+    least_left: int = 1,
     num_proc: int | None = None,
     name: str = "train",
 ) -> Dataset | IterableDataset:
@@ -115,6 +147,8 @@ def prepare_preferences(
         loss_type: A key of `JUDGEMENTS`. For "best_of_k" a missing `label` is read from `ranking` or `scores`.
         max_length: Most tokens of a prompt with one of its completions; longer records are dropped.
         context_limit: Most tokens the model can read; longer records, if `max_length` let them through, are refused.
+        vocab_size: Ids the model knows; a record with another one is refused.
+        least_left: Records below which it is an error that `max_length` drops more than half.
         num_proc: Processes for a `Dataset`.
         name: What messages call the dataset.
 
@@ -137,15 +171,25 @@ def prepare_preferences(
         "loss_type": loss_type,
         "max_length": math.inf if max_length is None else max_length,
         "context_limit": math.inf if context_limit is None else context_limit,
+        "vocab_size": math.inf if vocab_size is None else vocab_size,
         "name": name,
     }
     sized = {"num_proc": num_proc, "desc": f"Preparing {name}"} if isinstance(dataset, Dataset) else {}
     with PartialState().main_process_first():
         dataset = dataset.map(_prepare_record, with_indices=True, fn_kwargs=kwargs, **sized)
         if isinstance(dataset, Dataset):
-            _report(dataset, max_length, name)
-        dataset = dataset.filter(_keep, input_columns=[_DROPPED])
-    return dataset.remove_columns([_DROPPED, _IDENTICAL, *_unused_judgements(columns, loss_type)])
+            _report(dataset, max_length, least_left, name)
+        dataset = _with_whole_labels(dataset.filter(_keep, input_columns=[_DROPPED]))
+        if isinstance(dataset, Dataset) and kwargs["judgement"] == "label":
+            warn_of_labels_from_one(dataset["label"][:], dataset["completion_ids"], name)
+    return dataset.remove_columns([_DROPPED, _IDENTICAL, _REPEATED, *_unused_judgements(columns, loss_type)])
+
+
+def _with_whole_labels(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Labels as integers; a column of floats, which a table with gaps makes, stays one whatever `map` returns."""
+    feature = (dataset.features or {}).get("label")
+    is_float = isinstance(feature, Value) and feature.dtype.startswith("float")
+    return dataset.cast_column("label", Value("int64")) if is_float else dataset
 
 
 def _keep(dropped: str) -> bool:
@@ -160,6 +204,7 @@ def _prepare_record(
     loss_type: str,
     max_length: float,
     context_limit: float,
+    vocab_size: float,
     name: str,
 ) -> dict[str, Any]:
     where = f"Row {row} of `{name}`"
@@ -169,8 +214,12 @@ def _prepare_record(
     verdict = {judgement: record[judgement]} if judgement else {"label": 0}
     for key, value in verdict.items():
         CHECKS[key](value, len(completion_ids), where)
-    if "margin" in record and not _is_number(record["margin"]):
-        raise ValueError(f"{where}: `margin` is {record['margin']!r}; give a finite number, or remove the column.")
+    if judgement == "label":
+        verdict["label"] = int(verdict["label"])
+        require_agreement(record, verdict["label"], len(completion_ids), where)
+    require_margin(record, where)
+    require_known_ids([prompt_ids, *completion_ids], vocab_size, where)
+    repeated = repeats_prompt(*_parts(record))
     kept, verdict = _merge_identical(completion_ids, verdict)
     identical = len(kept) < len(completion_ids)
     if loss_type == "best_of_k":
@@ -186,7 +235,7 @@ def _prepare_record(
     elif _orders_nothing(verdict, loss_type):
         dropped = "tied"
     ids = {"prompt_ids": prompt_ids, "completion_ids": [completion_ids[i] for i in kept]}
-    return {**ids, **verdict, _DROPPED: dropped, _IDENTICAL: identical}
+    return {**ids, **verdict, _DROPPED: dropped, _IDENTICAL: identical, _REPEATED: repeated}
 
 
 def _tokenized(
@@ -199,7 +248,7 @@ def _tokenized(
         prompt_ids, completion_ids = [], [record["chosen_ids"], record["rejected_ids"]]
     else:
         return _tokenized_text(record, processing_class, where)
-    _require_k(completion_ids, "completion_ids", where)
+    require_k(completion_ids, "completion_ids", where)
     return list(prompt_ids), completion_ids
 
 
@@ -210,18 +259,27 @@ def _tokenized_text(
     template = {"tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else {}
     template |= record.get("chat_template_kwargs") or {}
     completions = record["completions"] if "completions" in record else [record["chosen"], record["rejected"]]
-    _require_k(completions, "completions", where)
+    require_k(completions, "completions", where)
     for k, completion in enumerate(completions):
-        _require_text(completion, f"completion {k}", where)
+        require_text(completion, f"completion {k}", where)
     if "prompt" not in record:
         return [], [_tokenize_whole(processing_class, whole, **template) for whole in completions]
     prompt = record["prompt"]
-    _require_text(prompt, "`prompt`", where)
+    require_text(prompt, "`prompt`", where)
     try:
         pairs = [tokenize_prompt_completion(processing_class, prompt, c, **template) for c in completions]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return pairs[0][0], [completion_ids for _, completion_ids in pairs]
+
+
+def _parts(record: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
+    """Prompt and completions of a record as they were given, the prompt None where it is inside them."""
+    if "completions" in record:
+        return record.get("prompt"), record["completions"]
+    if "completion_ids" in record:
+        return record["prompt_ids"], record["completion_ids"]
+    return record.get("prompt"), [record[name] for name in ("chosen", "rejected") if name in record]
 
 
 def _tokenize_whole(processing_class: PreTrainedTokenizerBase, whole: str | list[dict], **template: Any) -> list[int]:
@@ -236,11 +294,6 @@ def _encode(processing_class: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _render(processing_class: PreTrainedTokenizerBase, messages: list[dict], **template: Any) -> list[int]:
-    if messages and not isinstance(messages[0], dict):
-        raise ValueError(
-            f"`prompt` is a list that begins with {messages[0]!r}, which is no chat message; token ids belong into "
-            "`input_ids` (prompts of PPO) or `prompt_ids` and `completion_ids` (labels)."
-        )
     if processing_class.chat_template is None and "chat_template" not in template:
         raise ValueError(
             "the data holds chat messages, but the tokenizer has no chat template; set `tokenizer.chat_template`, or "
@@ -338,60 +391,8 @@ def _require_columns(columns: Sequence[str], loss_type: str, name: str) -> None:
         )
 
 
-def _require_k(completions: Any, field: str, where: str) -> None:
-    if not isinstance(completions, list) or len(completions) < 2:
-        count = len(completions) if isinstance(completions, list) else repr(completions)
-        raise ValueError(f"{where}: `{field}` holds {count}; a choice needs a list of at least 2, so drop the record.")
-
-
-def _require_text(value: Any, field: str, where: str) -> None:
-    chat = isinstance(value, list) and value and all(isinstance(message, dict) for message in value)
-    texts = ["call" if message.get("tool_calls") else message.get("content") for message in value] if chat else [value]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"{where}: {field} is {value!r}; give non-empty text or chat messages, or drop the record.")
-
-
-def _require_label(label: Any, k: int, where: str) -> None:
-    if not isinstance(label, int) or not 0 <= label < k:
-        raise ValueError(f"{where}: `label` is {label!r}, but with {k} completions it is in 0..{k - 1}; correct it.")
-
-
-def _require_ranking(ranking: Any, k: int, where: str) -> None:
-    if not isinstance(ranking, list) or Counter(ranking) != Counter(range(k)):
-        raise ValueError(
-            f"{where}: `ranking` is {ranking!r}, but with {k} completions it lists 0..{k - 1} once each, best first; "
-            "for ties give `scores`."
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _require_scores(scores: Any, k: int, where: str) -> None:
-    if not isinstance(scores, list) or len(scores) != k or not all(map(_is_number, scores)):
-        raise ValueError(f"{where}: `scores` is {scores!r}, but {k} completions need {k} finite numbers; correct it.")
-
-
-CHECKS = {"label": _require_label, "ranking": _require_ranking, "scores": _require_scores}
-
-
-def _report(dataset: Dataset, max_length: int | None, name: str) -> None:
-    """Warn about what is dropped; refuse if nothing would be left or too much is identical."""
-    total, identical = len(dataset), sum(dataset[_IDENTICAL])
+def _report(dataset: Dataset, max_length: int | None, least_left: int, name: str) -> None:
+    total = len(dataset)
     dropped = Counter(reason for reason in dataset[_DROPPED] if reason)
-    if identical > MAX_IDENTICAL_SHARE * total:
-        raise ValueError(
-            f"{identical} of {total} records of `{name}` hold identical completions (at most 10 % may); sample them "
-            "at a higher temperature or remove the copies."
-        )
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-    if dropped.total() == total:
-        raise ValueError(
-            f"No record of `{name}` is left: {total} records, {counts} (`max_length` is "
-            f"{max_length}); raise `max_length` or correct the data."
-        )
-    if identical:
-        logger.warning(f"`{name}`: dropped identical completions from {identical} of {total} records.")
-    if dropped:
-        logger.warning(f"`{name}`: dropped {dropped.total()} of {total} records ({counts}; max_length {max_length}).")
+    check_dropped(dropped, sum(dataset[_IDENTICAL]), total, max_length, least_left, name)
+    check_repeated_prompts(sum(dataset[_REPEATED]), total, name)

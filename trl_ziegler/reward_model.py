@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
 
-from ._files import folder_or_hub_id
+from ._files import found_model
 from ._logs import held_back
 from .functional import gain_and_bias
 from .preference_collator import right_padded
@@ -37,6 +37,15 @@ from .prefix_sharing import (
     pack_shared_prefix,
     packed_inputs,
     sharing_groups,
+)
+from .reward_checks import (
+    require_decoder,
+    require_network,
+    require_one_label,
+    require_readable,
+    require_score_alone,
+    require_trained_head,
+    warn_of_fresh_head,
 )
 from .reward_mixin import PeftRewardModelMixin, RewardHead, RewardModelMixin, reward_bias
 from .sharding import in_parts_like
@@ -63,20 +72,23 @@ def as_reward_model(
     Raises:
         ValueError: several labels, another head, prompt learning, or an adapter that does not train the head.
     """
+    require_network(model)
     base = model.get_base_model() if is_peft_model(model) else model
     if not isinstance(base, RewardModelMixin):
+        require_decoder(base.config, "`model`")
         if not hasattr(base, "score") and base.get_output_embeddings() is not None:
             raise ValueError(
                 f"`model` is a {type(base).__name__}, a language model; `load_reward_model(path)` puts a reward head "
                 "on one in a folder or on the hub."
             )
-        _require_one_label(base.config)
+        require_one_label(base.config)
+        require_score_alone(base, "`model`")
         _convert_head(base)
         base.__class__ = _mixed(RewardModelMixin, base.__class__)
         # transformers keeps this one per object; Trainer reads it to tell expected missing keys from unexpected ones.
         base._keys_to_ignore_on_save = set(RewardModelMixin._keys_to_ignore_on_save)
     if base is not model:
-        _require_trained_head(model, base)
+        require_trained_head(model, base)
         if not isinstance(model, PeftRewardModelMixin):
             model.__class__ = _mixed(PeftRewardModelMixin, model.__class__)
     if fresh_head:
@@ -92,7 +104,12 @@ def reward_head(model: PreTrainedModel | PeftModel) -> RewardHead:
 
 
 def load_reward_model(
-    path: str | os.PathLike, *, seed: int = 0, is_trainable: bool = False, **kwargs: Any
+    path: str | os.PathLike,
+    *,
+    seed: int = 0,
+    is_trainable: bool = False,
+    without_head: Literal["warn", "fresh", "refuse"] = "warn",
+    **kwargs: Any,
 ) -> PreTrainedModel | PeftModel:
     """Load a reward model from a folder or hub id.
 
@@ -101,21 +118,31 @@ def load_reward_model(
             or a model without such a head, for instance a causal language model (it gets a fresh one).
         seed: Of a fresh head.
         is_trainable: Whether an adapter is loaded to be trained further.
+        without_head: What to do with a model without such a head: give it a fresh one, which is where training
+            begins, and warn of it once; or without a word; or refuse it.
         kwargs: Go to `from_pretrained`. `dtype` is float32 unless given; `trust_remote_code` is refused.
 
     Raises:
         FileNotFoundError: a path where nothing is.
-        ValueError: remote code, a classifier with another number of labels, or an architecture without a `score` head.
+        ValueError: remote code, a classifier with another number of labels, an architecture without a `score` head, or
+            a model without a reward head where that is refused.
     """
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code=True` is not supported; load the model yourself and pass the object.")
-    path = folder_or_hub_id(path)
+    with found_model(path, "path") as found:
+        return _load(found, seed, is_trainable, without_head, kwargs)
+
+
+def _load(
+    path: str, seed: int, is_trainable: bool, without_head: str, kwargs: dict[str, Any]
+) -> PreTrainedModel | PeftModel:
     hub: dict[str, Any] = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if find_adapter_config_file(path, **hub) is not None:
         return _load_adapter(path, seed, is_trainable, hub, kwargs)
     config = AutoConfig.from_pretrained(path, **hub)
+    require_decoder(config, path)
     if any("ForSequenceClassification" in name for name in config.architectures or []):
-        _require_one_label(config)
+        require_one_label(config)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(f"{path} is a '{config.model_type}', which transformers has no sequence classifier for.")
     reward_class = _mixed(RewardModelMixin, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
@@ -125,7 +152,13 @@ def load_reward_model(
         wrong = {**info, "missing_keys": set(info["missing_keys"]) - {"score.weight"}}  # a fresh head is meant
         if not any(wrong.values()):
             reports.clear()
-    return as_reward_model(model, fresh_head="score.weight" in info["missing_keys"], seed=seed)
+    require_score_alone(model, path)
+    headless = "score.weight" in info["missing_keys"]
+    if headless and without_head == "refuse":
+        raise ValueError(f"{path} is a language model without a reward head; train one with recipes/reward.py.")
+    if headless and without_head == "warn":
+        warn_of_fresh_head(path)
+    return as_reward_model(model, fresh_head=headless, seed=seed)
 
 
 def save_reward_head(
@@ -183,7 +216,8 @@ def score_token_ids(
         `[N]`, float32, on the CPU, without gradient, dropout off.
 
     Raises:
-        ValueError: text instead of ids, different numbers of queries and responses, or a pair without any token.
+        ValueError: text instead of ids, different numbers of queries and responses, or a pair without any token, of
+            more than the model reads, or with an id it does not know.
     """
     for name, given in (("query_ids", query_ids), ("response_ids", response_ids)):
         if len(given) and isinstance(given[0], str):
@@ -193,9 +227,8 @@ def score_token_ids(
             f"`response_ids` has {len(response_ids)} entries for {len(query_ids)} queries; give one each."
         )
     sequences = [[*query, *response] for query, response in zip(query_ids, response_ids, strict=True)]
-    if [] in sequences:
-        raise ValueError(f"Entry {sequences.index([])} has neither query nor response tokens; drop it.")
     model = as_reward_model(model)
+    require_readable(model, sequences)
     most = batch_size if can_share_prefix(model) else 1
     groups = sharing_groups(query_ids, [len(ids) for ids in sequences], most=most)
     rewards = torch.empty(len(sequences))
@@ -286,15 +319,6 @@ def forget_normalization(model: PreTrainedModel | PeftModel) -> None:
     model.config.reward_normalization = None
 
 
-def require_no_virtual_tokens(peft_config: PeftConfig) -> None:
-    """Refuse prompt learning: its virtual tokens move the slot a reward is read at."""
-    if peft_config.is_prompt_learning:
-        raise ValueError(
-            f"`peft_config` is {peft_config.peft_type.value}, whose virtual tokens move the slot a reward is read at; "
-            "use LoRA or another adapter of weights."
-        )
-
-
 @cache
 def _mixed(mixin: Any, cls: Any) -> Any:
     # The same name and module keep `config.architectures` and PEFT's record of the base class loadable by anyone.
@@ -329,30 +353,15 @@ def _head_from(linear: nn.Linear, offset: float) -> RewardHead:
     return head.requires_grad_(linear.weight.requires_grad)
 
 
-def _require_one_label(config: Any) -> None:
-    if config.num_labels != 1:
-        raise ValueError(
-            f"`num_labels` is {config.num_labels}, but a reward is one number; load the classifier with num_labels=1, "
-            "or start from the language model it was made from."
-        )
-
-
-def _require_trained_head(model: PeftModel, base: PreTrainedModel) -> None:
-    require_no_virtual_tokens(model.active_peft_config)
-    if not isinstance(base.score, ModulesToSaveWrapper):
-        raise ValueError(
-            "This PeftModel neither trains nor saves the reward head; make it with `modules_to_save=['score']`, or "
-            "pass `peft_config` to the trainer."
-        )
-
-
 def _load_adapter(path: str, seed: int, is_trainable: bool, hub: dict[str, Any], kwargs: dict[str, Any]) -> PeftModel:
     base_path = PeftConfig.from_pretrained(path, **hub).base_model_name_or_path
     if base_path is None:
         raise ValueError(
             f"The adapter in {path} does not name its base model; set `base_model_name_or_path` in its config."
         )
-    base = load_reward_model(base_path, seed=seed, **{k: v for k, v in kwargs.items() if k != "revision"})
+    base = load_reward_model(
+        base_path, seed=seed, without_head="fresh", **{k: v for k, v in kwargs.items() if k != "revision"}
+    )
     model = as_reward_model(PeftModel.from_pretrained(base, path, is_trainable=is_trainable, **hub))
     config = cached_file(path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
     if config is not None:  # PEFT alone writes none

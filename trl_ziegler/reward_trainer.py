@@ -4,6 +4,7 @@ Axis letters: `B` records, `K` candidates of a record.
 """
 
 import copy
+import os
 from dataclasses import dataclass, field, fields
 from statistics import fmean
 from typing import Any, ClassVar, Literal
@@ -25,11 +26,20 @@ from .preference_data import JUDGEMENTS, prepare_preferences
 from .preference_losses import best_candidates, preference_loss
 from .prefix_sharing import check_prefix_sharing
 from .presets import PAPER_REWARD, RELEASED_REWARD, Presets, Table
+from .reward_checks import (
+    check_last_batch,
+    check_reward_config,
+    check_trainable,
+    position_limit,
+    require_adapter_of_classifier,
+    require_network,
+    require_tokenizer,
+    vocabulary,
+)
 from .reward_model import (
     as_reward_model,
     forget_normalization,
     load_reward_model,
-    require_no_virtual_tokens,
     restore_reward_head,
     save_reward_head,
 )
@@ -118,8 +128,7 @@ class BestOfKRewardConfig(Presets, RewardConfig):
         # Without it `Trainer` leaves each of several processes on CPUs to itself, and refuses `bf16` there.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        if self.fp16 and self.device.type == "cpu":  # accelerate leaves it out there without a word
-            raise ValueError("`fp16` is True, but on a CPU it would train in float32; set `bf16`, or neither.")
+        check_reward_config(self)
         if self.optimizer == "tf_adam":
             check_tf_adam(self)
 
@@ -175,7 +184,7 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
+        model: str | os.PathLike | PreTrainedModel | PeftModel,
         args: BestOfKRewardConfig | None = None,
         data_collator: Any | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -189,6 +198,9 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
     ) -> None:
         if args is not None and not isinstance(args, BestOfKRewardConfig):
             raise ValueError(f"`args` is a {type(args).__name__}; give a `BestOfKRewardConfig`.")
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        if not isinstance(model, str):
+            require_network(model)
         name = (model if isinstance(model, str) else model.config._name_or_path).rstrip("/").split("/")[-1]
         args = args or BestOfKRewardConfig(f"{name}-BestOfK")
         if args.optimizer == "tf_adam":
@@ -206,7 +218,8 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
             raise ValueError("`processing_class` is missing, and `model` does not know where it came from; give both.")
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
-        self._context_limit = getattr(model.config, "max_position_embeddings", None)
+        require_tokenizer(processing_class)
+        self._context_limit, self._vocab_size = position_limit(model.config), vocabulary(model)
         pads = processing_class.pad_token, model.config.pad_token_id
         super().__init__(
             model=model,
@@ -223,6 +236,9 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
         processing_class.pad_token, self.model.config.pad_token_id = pads
         args.model_init_kwargs = init_kwargs
         as_reward_model(self.model)  # a PeftModel made by the parent
+        check_trainable(self.model)
+        if isinstance(train_dataset, Dataset):
+            check_last_batch(len(self.train_dataset), _global_batch_size(args), args.dataloader_drop_last)
         self.model.config.label_origin = args.label_origin
         if args.loss_type == "best_of_k":
             self.label_names = ["labels"]
@@ -240,6 +256,8 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
             loss_type=args.loss_type,
             max_length=args.max_length,
             context_limit=self._context_limit,
+            vocab_size=self._vocab_size,
+            least_left=_global_batch_size(args) if dataset_name == "train" else 1,
             num_proc=args.dataset_num_proc,
             name=dataset_name,
         )
@@ -324,6 +342,10 @@ class BestOfKRewardTrainer(RewardCards, RewardTrainer):
             restore_reward_head(self.model, self.state.best_model_checkpoint)
 
 
+def _global_batch_size(args: BestOfKRewardConfig) -> int:
+    return args.train_batch_size * args.world_size
+
+
 def _model(
     model: str | PreTrainedModel | PeftModel, args: BestOfKRewardConfig, quantization_config: Any | None
 ) -> PreTrainedModel | PeftModel:
@@ -335,14 +357,14 @@ def _model(
     init_kwargs = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
         init_kwargs["quantization_config"] = quantization_config
-    return load_reward_model(model, seed=args.seed, is_trainable=True, **init_kwargs)
+    return load_reward_model(model, seed=args.seed, is_trainable=True, without_head="fresh", **init_kwargs)
 
 
 def _with_head(peft_config: PeftConfig | None) -> PeftConfig | None:
     """The same configuration, with the head among the modules trained and saved in full."""
     if peft_config is None:
         return None
-    require_no_virtual_tokens(peft_config)
+    require_adapter_of_classifier(peft_config)
     peft_config = copy.deepcopy(peft_config)
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "score"})
     return peft_config

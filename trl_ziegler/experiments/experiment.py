@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .._files import folder_or_hub_id
+from .._files import found_model
 from ..labelers import CollectingLabeler, Labeler
 from ..online_schedule import CollectionSchedule
 from ..ppo_config import UpdatePlan, ZieglerPPOConfig
@@ -126,5 +126,6 @@ def collection_schedule(args: RecipeArguments, config: ZieglerPPOConfig) -> Coll
 
 def load_model(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in float32, in evaluation mode, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id(path), dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(path)
+    with found_model(path, "model") as found:
+        model = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(found)

@@ -1,7 +1,8 @@
 """The two trainers on one's own data and models, for `recipes/reward.py` and `recipes/ppo.py`."""
 
-import importlib
+import importlib.util
 import json
+import math
 import os
 import random
 import sys
@@ -12,16 +13,17 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
-from .._files import folder_or_hub_id
+from .._files import folder_or_hub_id, found_model
 from ..checkpoints import newest_reward_checkpoint
 from ..metrics import PairAccuracy
 from ..ppo_checkpoints import newest_checkpoint
+from ..ppo_checks import context_limit
 from ..ppo_config import ZieglerPPOConfig
 from ..ppo_trainer import ZieglerPPOTrainer
-from ..preference_data import JUDGEMENTS, prepare_preferences, tokenize_prompt
+from ..preference_data import JUDGEMENTS, prepare_preferences
 from ..reward_model import load_reward_model, normalize_reward_model, score_token_ids
 from ..reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 from ..reward_wrapper import RewardFunction
@@ -52,8 +54,15 @@ class RewardScriptArguments:
     cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU; default all cores."})
 
     def __post_init__(self) -> None:
-        if self.normalization_samples < 0:
-            raise ValueError(f"`normalization_samples` is {self.normalization_samples}; give at least 0.")
+        if self.normalization_samples < 0 or self.normalization_samples == 1:
+            raise ValueError(
+                f"`normalization_samples` is {self.normalization_samples}; give at least 2 to have a variance, or "
+                "0 to leave the normalisation out."
+            )
+        if self.response_length < 1:
+            raise ValueError(f"`response_length` is {self.response_length}; give at least 1 token.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"`temperature` is {self.temperature}; give a positive number, 1 for the model's own.")
         if self.eval_size is None:
             return
         if self.eval_dataset_name is not None:
@@ -94,10 +103,10 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
     start, data = model_input(model.model_name_or_path), data_input(script.dataset_name, rows)
     others, inputs = {"eval_size": script.eval_size}, {"model_name_or_path": start, "dataset_name": data}
     keep_settings(args, checkpoint, {**others, **adapter_of(model)}, inputs)
-    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+    tokenizer = _tokenizer(model)
     args.label_origin = args.label_origin or f"those of `{Path(script.dataset_name).name}`"
     trainer = BestOfKRewardTrainer(
-        model=load_reward_model(model.model_name_or_path, seed=args.seed),
+        model=load_reward_model(model.model_name_or_path, seed=args.seed, without_head="fresh"),
         args=args,
         train_dataset=rows,
         eval_dataset=held_out,
@@ -106,16 +115,16 @@ def train_reward_model(script: RewardScriptArguments, args: BestOfKRewardConfig,
         peft_config=get_peft_config(replace(model, lora_task_type="SEQ_CLS")),
     )
     rated = None if held_out is None else _rated(held_out, tokenizer, args)
+    samples = _start_samples(script, model.model_name_or_path, tokenizer, trainer.train_dataset, args.seed)
     trainer.train(resume_from_checkpoint=checkpoint)
     refuse_shorter_run(trainer)
     if held_out is not None:
         metrics = trainer.evaluate() | ({} if rated is None else _pair_metrics(trainer, rated))
         trainer.save_metrics("eval", metrics)
         trainer.accelerator.print(metrics)
-    if script.normalization_samples:
-        normalize_reward_model(
-            trainer.model, *_start_samples(script, model.model_name_or_path, tokenizer, rows, args.seed)
-        )
+    if samples is not None:
+        trainer.save_model(args.output_dir)  # whatever becomes of the normalisation
+        normalize_reward_model(trainer.model, *samples)
     trainer.create_model_card()
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Reward model: {args.output_dir}")
@@ -133,7 +142,7 @@ def train_policy(script: PolicyScriptArguments, args: ZieglerPPOConfig, model: M
     keep_settings(args, checkpoint, adapter_of(model), inputs)
     trainer = ZieglerPPOTrainer(
         args=args,
-        processing_class=AutoTokenizer.from_pretrained(model.model_name_or_path),
+        processing_class=_tokenizer(model),
         model=model.model_name_or_path,
         reward_model=load_reward(script.reward),
         train_dataset=rows,
@@ -169,6 +178,11 @@ def check_model_options(model: ModelConfig) -> None:
             )
 
 
+def _tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    with found_model(model.model_name_or_path, "model_name_or_path") as path:
+        return AutoTokenizer.from_pretrained(path)
+
+
 def load_reward(name: str) -> RewardFunction:
     """A reward model by path or id, or a function by `module:name`, the module in the working directory or installed.
 
@@ -176,15 +190,15 @@ def load_reward(name: str) -> RewardFunction:
     """
     module, colon, function = name.partition(":")
     if not colon:
+        _refuse_dot_for_colon(name)
         try:
-            return load_reward_model(name)
+            return load_reward_model(name, without_head="refuse")
         except OSError as error:
             raise ValueError(
                 f"`reward` is '{name}', which is no folder of a model and cannot be loaded from the hub "
-                f"({str(error).splitlines()[0]}); a function is given as `module:function`."
+                f"({str(error.__cause__ or error).splitlines()[0]}); a function is given as `module:function`."
             ) from None
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
+    _look_in_working_directory()
     try:
         loaded = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
@@ -197,6 +211,24 @@ def load_reward(name: str) -> RewardFunction:
     if not callable(loaded):
         raise ValueError(f"`reward` is '{name}', but the module {module} has no function '{function}'.")
     return loaded
+
+
+def _look_in_working_directory() -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a script has its own folder there instead
+
+
+def _refuse_dot_for_colon(name: str) -> None:
+    """Refuse `module.function` by itself, before the hub is asked for it, and waited for."""
+    module, dot, function = name.rpartition(".")
+    if Path(name).exists() or not (dot and module.replace(".", "").isidentifier() and function.isidentifier()):
+        return
+    _look_in_working_directory()
+    if importlib.util.find_spec(module.partition(".")[0]) is not None:
+        raise ValueError(
+            f"`reward` is '{name}', which is no folder of a model, but there is a module {module.partition('.')[0]}; "
+            f"a function is given as `module:function`: '{module}:{function}'."
+        )
 
 
 def split_by_prompt(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -280,13 +312,29 @@ def _pair_metrics(trainer: BestOfKRewardTrainer, rated: Dataset) -> dict[str, fl
 
 
 def _start_samples(
-    script: RewardScriptArguments, path: str, tokenizer: Any, rows: Dataset, seed: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """This process's share of the start model's full, uncut responses to the data's own prompts."""
+    script: RewardScriptArguments, path: str, tokenizer: Any, records: Dataset, seed: int
+) -> tuple[list[list[int]], list[list[int]]] | None:
+    """This process's share of the start model's full, uncut responses to the data's own prompts; None without any.
+
+    Drawn before anything is trained, so that what cannot be sampled costs no trained model.
+    """
+    if not script.normalization_samples:
+        return None
     state = PartialState()
-    prompts = rows["prompt"][: script.normalization_samples][state.process_index :: state.num_processes]
-    queries = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
-    task = Task("normalization", script.response_length, temperature=script.temperature).bind(tokenizer)
+    prompts = records["prompt_ids"][: script.normalization_samples]
+    if len(prompts) < 2:
+        raise ValueError(
+            f"`{script.dataset_name}` has {len(prompts)} record, over which no variance can be normalised; give more, "
+            "or `--normalization_samples 0`."
+        )
     start = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    longest, limit = max(map(len, prompts)), context_limit([start])
+    if longest + script.response_length > limit:
+        raise ValueError(
+            f"`response_length` is {script.response_length}, which behind a prompt of {longest} tokens is more than "
+            f"the {limit} that the start model reads; lower it, or the longest records by `max_length`."
+        )
+    task = Task("normalization", script.response_length, temperature=script.temperature).bind(tokenizer)
     sampler = Generator(start, task, seed=seed + state.process_index, batch_size=64)
+    queries = prompts[state.process_index :: state.num_processes]
     return queries, sampler.sample(queries).responses.tolist()

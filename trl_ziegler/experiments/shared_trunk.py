@@ -154,7 +154,7 @@ def head_on_trunk(
     samples: list[dict[str, Any]],
 ) -> PreTrainedModel:
     """A normalised reward model whose trunk is the policy's own module; only its head has been trained."""
-    model = load_reward_model(start, seed=config.seed)
+    model = load_reward_model(start, seed=config.seed, without_head="fresh")
     setattr(model, model.base_model_prefix, policy.base_model)
     policy.requires_grad_(False)
     config.num_train_epochs, config.learning_rate = HEAD_EPOCHS, HEAD_RATE

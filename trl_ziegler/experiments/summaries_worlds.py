@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .._files import folder_or_hub_id
+from .._files import found_model
 from ..labelers import ReferenceOverlap
 from . import laptop
 from .arguments import SummaryArguments, section_config
@@ -136,7 +136,8 @@ class FileSummaries:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That of `model`."""
-        return AutoTokenizer.from_pretrained(folder_or_hub_id(self.model))
+        with found_model(self.model, "model") as path:
+            return AutoTokenizer.from_pretrained(path)
 
     def start_model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """`model`, in float32."""

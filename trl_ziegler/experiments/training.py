@@ -100,7 +100,7 @@ def train_reward_model(
     judgement = "ranking" if config.loss_type == "ranking" else "label"
     columns = ("prompt_ids", "completion_ids", judgement)
     data = Dataset.from_dict({key: [row[key] for row in rows] for key in columns})
-    model = load_reward_model(start, seed=config.seed)
+    model = load_reward_model(start, seed=config.seed, without_head="fresh")
     normalize_over(model, samples, normalize_to)
     trainer = BestOfKRewardTrainer(
         model=model,

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .._files import folder_or_hub_id
+from .._files import found_model
 from . import laptop
 from .arguments import StyleArguments, section_config
 from .data import load_rows
@@ -159,9 +159,9 @@ class FileWorld:
     def classifier(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A classifier on the trunk of `model`."""
         torch.manual_seed(self.args.seed)
-        path = folder_or_hub_id(self.model)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
-        return model, AutoTokenizer.from_pretrained(path)
+        with found_model(self.model, "model") as path:
+            model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
+            return model, AutoTokenizer.from_pretrained(path)
 
 
 def part_of(rows: list, split: str) -> list:
