@@ -109,12 +109,27 @@ class TestServing:
         with pytest.raises(SystemExit, match="researcher_token has 5 characters; give at least 32"):
             run(capsys, "--store", path, "--task", "tldr", "--researcher_token", str(tmp_path / "own"))
 
-    def test_names_the_comparisons_that_it_leaves_out(self, capsys, path, served):
+    @pytest.mark.parametrize(
+        ("task", "said"),
+        [
+            ("sentiment", "tldr (3 labels left)"),
+            (None, "sentiment (2 labels left), tldr (3 labels left)"),
+        ],
+    )
+    def test_names_the_comparisons_that_it_leaves_out(self, capsys, path, served, tmp_path, task, said):
         with LabelStore(path) as store:
-            store.add([*records(1, task="tldr"), *records(1, task="sentiment"), *records(1)])
+            store.add([*records(3, task="tldr"), *records(2, task="sentiment"), *records(1)], repeats=1)
             store.add_labeller("ann")
+        (tmp_path / "own.txt").write_text("Which is funnier?\n")
+        asked = ["--instructions", str(tmp_path / "own.txt")] if task is None else ["--task", task]
+        out = run(capsys, "--store", path, *asked)
+        assert f"Left out, each for a page of its own (--task NAME, another --port): {said}.\n" in out
+
+    def test_says_what_it_shows_without_knowing_its_task(self, capsys, path, served):
+        with LabelStore(path) as store:
+            store.add(records(2), repeats=2)
         out = run(capsys, "--store", path, "--task", "sentiment")
-        assert "Left out, because they are not of task 'sentiment': comparisons of ['tldr']." in out
+        assert "Shown though they name no task, so see that the question fits them: 4 labels left.\n" in out
 
     def test_takes_instructions_from_a_file(self, capsys, path, served, tmp_path):
         (tmp_path / "own.txt").write_text("Which is funnier?\n")

@@ -215,6 +215,12 @@ class TestAnswers:
         assert "Prompt 0" in ann.page and store.counts().labels == 0
         assert "has no answer to take back" in ann.post("/undo").page
 
+    def test_undo_leaves_alone_what_another_page_asked(self, ann, store):
+        other = store.add(records(1, task="tldr"), repeats=1).ids[0]
+        store.take("ann", task="tldr")
+        store.answer("ann", other, label=1, seconds=1)
+        assert "has no answer to take back" in ann.post("/undo").page and store.counts().labels == 1
+
     @pytest.mark.parametrize(
         "fields",
         [{"place": "4"}, {"place": "-1"}, {"place": "1", "skip": "x"}, {}, {"place": "1", "seconds": "nan"},

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from sqlalchemy import select
-
-from .labelers.human import Comparison, LabelStore, export_jsonl, import_jsonl
+from .labelers.human import LabelStore, export_jsonl, import_jsonl
 from .labelers.human.page import Server, create_app, read_instructions
 from .labelers.human.page.instructions import TASKS
+from .labelers.human.summaries import remaining_by_task
 
 DESCRIPTION = """\
 Serves a web page on which people choose the best of K completions, and keeps every answer in a label store.
@@ -98,10 +97,13 @@ def notes(store: LabelStore, options: argparse.Namespace) -> list[str]:
     if not store.progress():
         said.append("The store has no labellers; add them with --add_labeller NAME.")
     with store.reading() as session:
-        tasks = session.scalars(select(Comparison.task).distinct())
-        others = {task for task in tasks if task is not None and task != options.task}
-    if options.task is not None and others:
-        said.append(f"Left out, because they are not of task {options.task!r}: comparisons of {sorted(others)}.")
+        left = remaining_by_task(session)
+    unnamed = left.pop(None, 0)
+    others = [f"{task} ({number} labels left)" for task, number in sorted(left.items()) if task != options.task]
+    if others:
+        said.append(f"Left out, each for a page of its own (--task NAME, another --port): {', '.join(others)}.")
+    if options.task is not None and unnamed:
+        said.append(f"Shown though they name no task, so see that the question fits them: {unnamed} labels left.")
     if not is_loopback(options.host):
         said.append("The page is open to the network without encryption; put TLS in front of it.")
     return said
@@ -158,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--task",
-        help="show the comparisons of this task and those that name none; without it, all. "
+        help="show the comparisons of this task and those that name none; without it, only those that name none. "
         f"Instructions come with {', '.join(TASKS)}. With --export: write the comparisons of this task only",
     )
     _add_page_options(made.add_argument_group("the page"))

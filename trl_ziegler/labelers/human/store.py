@@ -197,7 +197,8 @@ class LabelStore:
         """Give `labeller` a comparison under a lease: the one in hand if there is one, else the first open one.
 
         Open is what is in the pool, lacks labels (those that others have in hand counted in), and has no answer of
-        this labeller. With `task`, only comparisons of this task and such that name none. None if nothing is open.
+        this labeller. With `task`, only comparisons of this task and such that name none; with an empty one only
+        such that name none. None if nothing is open.
         """
         while True:
             with self.writing() as session:
@@ -287,15 +288,17 @@ class LabelStore:
             refresh_open(session, [comparison_id])
         return answer
 
-    def retract(self, labeller: str) -> Assignment:
+    def retract(self, labeller: str, *, task: str | None = None) -> Assignment:
         """Undo: take back the labeller's own last answer and give the comparison back to them under another lease.
+
+        With `task`, the last one on what `take` gives for it: undo on one page leaves the answers of others alone.
 
         Raises:
             ValueError: no answer is left to take back, or a researcher has decided on it.
         """
         with self.writing() as session:
             lock_labeller(session, labeller)
-            answer = session.scalars(queries.last_answer(labeller)).first()
+            answer = session.scalars(queries.last_answer(labeller, task)).first()
             if answer is None:
                 raise ValueError(f"labeller={labeller!r} has no answer to take back.")
             comparison = known_comparison(session, answer.comparison_id, lock=True)

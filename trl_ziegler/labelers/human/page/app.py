@@ -10,6 +10,7 @@ from jinja2 import StrictUndefined
 from werkzeug.exceptions import HTTPException
 
 from .. import summaries
+from ..queries import NO_TASK
 from ..store import LabelStore
 from . import api, labelling, researcher
 from .access import Throttle, csrf_token, session_key
@@ -59,7 +60,8 @@ def create_app(
         store (`LabelStore`): where comparisons come from and answers go.
         researcher_token (`str`): opens the researcher's page; at least 32 characters. Cookies are signed with a key
             that follows from it, so another token ends all sessions.
-        task (`str`, *optional*): show only comparisons of this task and such that name none; by default all.
+        task (`str`, *optional*): show only comparisons of this task and such that name none; by default, only such
+            that name none, since the others ask another question.
         instructions (`Instructions`, *optional*): what labellers are told; by default the text that comes with `task`.
         tls (`bool`, *optional*, defaults to `False`): browsers reach the page by TLS only (a web server in front of it
             sees to that), so they are told to send its cookies no other way.
@@ -81,16 +83,17 @@ def create_app(
             f"researcher_token has {len(researcher_token)} characters; give at least {LEAST_TOKEN} random ones, "
             "for example of `secrets.token_urlsafe()`."
         )
+    served = NO_TASK if task is None else task
     app = Flask(__name__)
     _configure(app, session_key(researcher_token), tls)
     app.extensions[EXTENSION] = Desk(
         store=store,
-        task=task,
+        task=served,
         instructions=read_instructions(task) if instructions is None else instructions,
         researcher_token=researcher_token,
         throttle=Throttle(),
-        remaining=Cached(lambda: _remaining(store, task), REMAINING_SECONDS),
-        standing=Cached(lambda: read_standing(store, task), STANDING_SECONDS),
+        remaining=Cached(lambda: _remaining(store, served), REMAINING_SECONDS),
+        standing=Cached(lambda: read_standing(store, served), STANDING_SECONDS),
     )
     for part in (labelling.pages, researcher.pages, api.interface):
         app.register_blueprint(part)
@@ -116,7 +119,7 @@ def _configure(app: Flask, key: str, tls: bool) -> None:
     app.jinja_env.globals.update(csrf_token=csrf_token, messages=messages, reason_limit=REASON_LIMIT)
 
 
-def _remaining(store: LabelStore, task: str | None) -> int:
+def _remaining(store: LabelStore, task: str) -> int:
     with store.reading() as session:
         return summaries.remaining(session, task)
 

@@ -50,10 +50,10 @@ class Cached(Generic[T]):
 
 @dataclass(frozen=True)
 class Desk:
-    """What one page serves: `task`'s comparisons of `store` (all for None); figures that take long are kept."""
+    """What one page serves: comparisons of `store` that name `task` or none; figures that take long are kept."""
 
     store: LabelStore
-    task: str | None
+    task: str
     instructions: Instructions
     researcher_token: str
     throttle: Throttle

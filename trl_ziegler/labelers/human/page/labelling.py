@@ -95,7 +95,7 @@ def answer() -> Response:
 def undo() -> Response:
     """Take the last answer back and show its comparison again."""
     with flashed_refusals():
-        desk().store.retract(g.labeller)
+        desk().store.retract(g.labeller, task=desk().task)
         flash("Your last answer is taken back. Here is its comparison again.")
     return redirect(url_for("labelling.work"), 303)
 
