@@ -20,6 +20,9 @@ from trl_ziegler.labelers.human.schema import Answer
 pytest_plugins = ("label_fixtures", "label_page_fixtures")
 
 
+ANSWERED = "You have already answered that one in another tab, and that answer stands. Z takes your last answer back."
+
+
 def answers(store) -> list[Answer]:
     with store.reading() as session:
         return list(session.scalars(select(Answer).order_by(Answer.id)))
@@ -192,11 +195,11 @@ class TestAnswers:
         ann.post("/answer", place=1, comparison=first["comparison"])
         assert len(answers(store)) == 1 and "Prompt 1" in ann.page
 
-    def test_against_ones_own_are_refused_in_words(self, ann, store):
+    def test_against_ones_own_are_refused_in_the_labellers_words(self, ann, store):
         first = ann.hidden()
         ann.post("/answer", place=1)
         ann.post("/answer", place=2, comparison=first["comparison"])
-        assert len(answers(store)) == 1 and "Not stored: labeller=&#39;ann&#39; has answered" in ann.page
+        assert len(answers(store)) == 1 and f'<p class="message" role="status">{ANSWERED}</p>' in ann.page
 
     def test_skip(self, ann, store):
         assert "Prompt 1" in ann.post("/answer", skip="cannot say").page
@@ -213,13 +216,13 @@ class TestAnswers:
         assert "Prompt 1" in ann.page
         ann.post("/undo")
         assert "Prompt 0" in ann.page and store.counts().labels == 0
-        assert "has no answer to take back" in ann.post("/undo").page
+        assert "You have no answer left to take back." in ann.post("/undo").page
 
     def test_undo_leaves_alone_what_another_page_asked(self, ann, store):
         other = store.add(records(1, task="tldr"), repeats=1).ids[0]
         store.take("ann", task="tldr")
         store.answer("ann", other, label=1, seconds=1)
-        assert "has no answer to take back" in ann.post("/undo").page and store.counts().labels == 1
+        assert "You have no answer left to take back." in ann.post("/undo").page and store.counts().labels == 1
 
     @pytest.mark.parametrize(
         "fields",

@@ -37,6 +37,7 @@ from .schema import (
 from .steps import (
     Added,
     Assignment,
+    NothingToRetract,
     assignment,
     insert_comparisons,
     known_comparison,
@@ -300,7 +301,7 @@ class LabelStore:
             lock_labeller(session, labeller)
             answer = session.scalars(queries.last_answer(labeller, task)).first()
             if answer is None:
-                raise ValueError(f"labeller={labeller!r} has no answer to take back.")
+                raise NothingToRetract(f"labeller={labeller!r} has no answer to take back.")
             comparison = known_comparison(session, answer.comparison_id, lock=True)
             if session.scalars(select(Decision).where(Decision.answer_id == answer.id)).first() is not None:
                 raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 from flask import Blueprint, flash, g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response
 
+from ..steps import AlreadyAnswered, NothingToRetract
 from .access import RESEARCHER, check_csrf, csrf_token, is_researcher, log_in, session_labeller
 from .desk import desk, refuse
 
@@ -20,6 +21,13 @@ MESSAGE_LIMIT = 300  # characters; messages wait in the cookie, which has room f
 
 KEYS = "1234567890"
 """The key of each completion on a page; from the eleventh on there is none."""
+
+IN_OTHER_WORDS = {
+    AlreadyAnswered: "You have already answered that one in another tab, and that answer stands. "
+    "Z takes your last answer back.",
+    NothingToRetract: "You have no answer left to take back.",
+}
+"""What people read instead of the store's sentences, which are for scripts."""
 
 OPEN = {"labelling.login", "labelling.log_out"}
 """Pages for those who have not logged in."""
@@ -111,9 +119,11 @@ def stop() -> Response:
 
 @contextmanager
 def flashed_refusals() -> Iterator[None]:
-    """Show the store's sentence on the next page where the store refuses an act."""
+    """Where the store refuses an act, say so on the next page: in a labeller's words where that happens to people."""
     try:
         yield
+    except (AlreadyAnswered, NothingToRetract) as error:
+        flash(IN_OTHER_WORDS[type(error)])
     except ValueError as error:
         flash(f"Not stored: {error}"[:MESSAGE_LIMIT])
 
