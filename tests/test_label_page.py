@@ -14,6 +14,7 @@ from sqlalchemy import select
 from trl_ziegler.labelers.human.page import Instructions, create_app, read_instructions
 from trl_ziegler.labelers.human.page.access import ATTEMPTS
 from trl_ziegler.labelers.human.page.app import BODY_LIMIT
+from trl_ziegler.labelers.human.page.desk import MOST_LEFT
 from trl_ziegler.labelers.human.page.instructions import TASKS
 from trl_ziegler.labelers.human.schema import Answer
 
@@ -145,21 +146,26 @@ class TestComparison:
     def test_those_of_other_tasks_are_left_out(self, app, store):
         store.add(records(2, task="tldr"), repeats=1)
         page = Visitor(app).log_in(store.add_labeller("ann")).page
-        assert "Nothing to label at the moment" in page and '<b id="remaining">0</b>' in page
+        assert "Nothing to label at the moment" in page and "left for you" not in page
 
     def test_shows_instructions_until_the_first_answer(self, ann):
         assert '<details class="instructions" open>' in ann.page
         assert '<details class="instructions">' in ann.post("/answer", place=0).page
 
-    def test_shows_progress_own_speed_and_what_is_left(self, ann, monkeypatch):
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now)
-        for seconds in ("4", "6", "11"):
+    def test_shows_progress_own_speed_and_what_is_left_for_whom_it_tells(self, app, ann, store):
+        """Each of the six wants three labels; what others say takes nothing from ann until one has all it wants."""
+        assert '<b id="left">6</b> left for you' in ann.page
+        for number, seconds in enumerate(("4", "6", "11"), start=1):
             ann.post("/answer", place=0, seconds=seconds)
+            assert f'<b id="left">{6 - number}</b> left for you' in ann.page
         assert '<b id="answered">3</b>' in ann.page and "<b>6.0 s</b> per answer" in ann.page
-        assert '<b id="remaining">18</b>' in ann.page  # read once in five seconds
-        monkeypatch.setattr(time, "monotonic", lambda: now + 6)
-        assert '<b id="remaining">15</b>' in ann.get("/").page
+        bob = Visitor(app).log_in(store.add_labeller("bob"))
+        assert '<b id="left">6</b>' in bob.page
+        assert '<b id="left">4</b>' in ann.post("/undo").page
+
+    def test_many_are_not_counted_to_the_last(self, app, store):
+        store.add(records(MOST_LEFT + 2), repeats=1)
+        assert '<b id="left">over 1000</b> left' in Visitor(app).log_in(store.add_labeller("ann")).page
 
     def test_ends_when_all_is_answered(self, ann, ids):
         for _ in ids:

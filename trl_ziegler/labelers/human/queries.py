@@ -102,6 +102,18 @@ def open_for(labeller: str, now: datetime, task: str | None = None) -> Select[Co
     )
 
 
+def left_for(labeller: str, task: str | None = None) -> Select[int]:
+    """Position of each comparison (that `asks` for `task`) which lacks labels and has none of `labeller`.
+
+    What others have in hand counts in: they may not answer it.
+    """
+    return (
+        select(OpenComparison.position)
+        .join(Comparison, Comparison.id == OpenComparison.comparison_id)
+        .where(asks(task), ~_answered_by(labeller))
+    )
+
+
 def lacking_labels() -> Select[str, int]:
     """Id and position of what belongs into `OpenComparison`: in the pool, with fewer labels than `repeats`."""
     return select(Comparison.id, Comparison.position).where(label_count() < Comparison.repeats, in_pool())

@@ -9,7 +9,6 @@ from flask import Flask, Response, jsonify, render_template, request
 from jinja2 import StrictUndefined
 from werkzeug.exceptions import HTTPException
 
-from .. import summaries
 from ..queries import NO_TASK
 from ..store import LabelStore
 from . import api, labelling, researcher
@@ -23,9 +22,6 @@ BODY_LIMIT = 64 * 1024
 
 SESSION = timedelta(days=7)
 """How long a login lasts."""
-
-REMAINING_SECONDS = 5.0
-"""How old the number of labels left may be on a labeller's page."""
 
 STANDING_SECONDS = 10.0
 """How old the figures of the researcher's page may be; they take seconds to read in a large store."""
@@ -92,7 +88,6 @@ def create_app(
         instructions=read_instructions(task) if instructions is None else instructions,
         researcher_token=researcher_token,
         throttle=Throttle(),
-        remaining=Cached(lambda: _remaining(store, served), REMAINING_SECONDS),
         standing=Cached(lambda: read_standing(store, served), STANDING_SECONDS),
     )
     for part in (labelling.pages, researcher.pages, api.interface):
@@ -117,11 +112,6 @@ def _configure(app: Flask, key: str, tls: bool) -> None:
     )
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.globals.update(csrf_token=csrf_token, messages=messages, reason_limit=REASON_LIMIT)
-
-
-def _remaining(store: LabelStore, task: str) -> int:
-    with store.reading() as session:
-        return summaries.remaining(session, task)
 
 
 def _add_headers(response: Response) -> Response:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from flask import abort, current_app
+from sqlalchemy import func, select
 
 from .. import queries, summaries
 from ..schema import Answer, StopRequest
@@ -21,6 +22,9 @@ from .standing import Standing
 
 REASON_LIMIT = 2000
 """Characters of a reason that a page or script may send."""
+
+MOST_LEFT = 1000
+"""Comparisons left for a labeller that a page counts."""
 
 EXTENSION = "trl_ziegler_label"
 
@@ -57,7 +61,6 @@ class Desk:
     instructions: Instructions
     researcher_token: str
     throttle: Throttle
-    remaining: Cached[int]
     standing: Cached[Standing]
 
     def give(
@@ -87,6 +90,18 @@ class Desk:
         """What the labeller has done, with the speed of the last answers."""
         with self.store.reading() as session:
             return summaries.progress_of(session, labeller)
+
+    def left(self, labeller: str) -> str:
+        """How many comparisons are left for the labeller; beyond `MOST_LEFT` they are not counted, page by page."""
+        with self.store.reading() as session:
+            some = queries.left_for(labeller, self.task).limit(MOST_LEFT + 1).subquery()
+            number = session.scalar(select(func.count()).select_from(some)) or 0
+        return f"over {MOST_LEFT}" if number > MOST_LEFT else str(number)
+
+    def remaining(self) -> int:
+        """How many labels are wanted from all."""
+        with self.store.reading() as session:
+            return summaries.remaining(session, self.task)
 
     def stops(self) -> list[StopRequest]:
         """The requests to stop that stand, oldest first."""
