@@ -31,8 +31,8 @@ LEAST_TOKEN = 32  # characters of the researcher's token, which signs the cookie
 HEADERS = {
     # Everything comes from this server, nothing runs inside the page's own text, and no other page may frame it.
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
