@@ -224,6 +224,14 @@ class TestAnswers:
         assert "Prompt 0" in ann.page and store.counts().labels == 0
         assert "You have no answer left to take back." in ann.post("/undo").page
 
+    def test_undo_marks_the_former_choice(self, ann):
+        chosen = ann.texts()[2]
+        assert "Before" not in ann.page
+        ann.post("/answer", place=2).post("/undo")
+        (marked,) = re.findall(r'<li class="former">(.*?)</li>', ann.page, re.DOTALL)
+        assert chosen in marked and '<span class="hint">Before</span>' in marked
+        assert "Before" not in ann.post("/answer", skip="cannot say").post("/undo").page
+
     def test_undo_leaves_alone_what_another_page_asked(self, ann, store):
         other = store.add(records(1, task="tldr"), repeats=1).ids[0]
         store.take("ann", task="tldr")

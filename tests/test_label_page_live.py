@@ -255,6 +255,23 @@ def test_every_act_has_its_key(path, browser):
             assert ann.complaints == []
 
 
+def test_a_click_on_a_text_chooses_it_and_a_selection_does_not(path, browser):
+    with LabelStore(path) as store:
+        store.add(records(2, task="sentiment"), repeats=1)
+        with served(path) as page:
+            ann = Person(browser, page.address)
+            ann.log_in(store.add_labeller("ann")), ann.ready()
+            box = ann.page.locator(".completion .text").nth(1).bounding_box()
+            ann.page.mouse.move(box["x"] + 20, box["y"] + 20), ann.page.mouse.down()
+            ann.page.mouse.move(box["x"] + 60, box["y"] + 20), ann.page.mouse.up()
+            ann.page.locator(".completion").nth(2).click()  # takes the selection away
+            assert answers(store) == []
+            chosen = ann.texts()[2]
+            with ann.page.expect_navigation():
+                ann.page.locator(".completion").nth(2).click()
+            assert [answer.label for answer in answers(store)] == [int(chosen[-1])]
+
+
 def test_a_waiting_page_finds_further_work_and_leaves_alone_who_writes(path, browser):
     with LabelStore(path) as store, served(path) as page:
         ann = Person(browser, page.address)

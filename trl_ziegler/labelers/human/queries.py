@@ -125,6 +125,13 @@ def last_answer(labeller: str, task: str | None = None) -> Select[Answer]:
     return query.order_by(Answer.created_at.desc(), Answer.id.desc()).limit(1)
 
 
+def retracted_labels(labeller: str, comparison_id: str) -> Select[int | None]:
+    """Labels that `labeller` has taken back, the last one first (None for a skip or a flag)."""
+    query = select(Answer.label).join(Retraction, Retraction.answer_id == Answer.id)
+    own = query.where(Answer.comparison_id == comparison_id, Answer.labeller == labeller)
+    return own.order_by(Retraction.created_at.desc(), Answer.id.desc())
+
+
 def undecided_flags() -> Select[Answer]:
     """Flags that stand and wait for a decision."""
     decided = exists().where(Decision.answer_id == Answer.id)

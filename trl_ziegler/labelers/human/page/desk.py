@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from .. import queries, summaries
 from ..schema import Answer, StopRequest
+from ..steps import Assignment
 from ..store import LabelStore
 from .access import Throttle
 from .instructions import Instructions
@@ -97,6 +98,12 @@ class Desk:
             some = queries.left_for(labeller, self.task).limit(MOST_LEFT + 1).subquery()
             number = session.scalar(select(func.count()).select_from(some)) or 0
         return f"over {MOST_LEFT}" if number > MOST_LEFT else str(number)
+
+    def former_place(self, work: Assignment) -> int | None:
+        """Where the choice is shown that the labeller has taken back; None if there is none."""
+        with self.store.reading() as session:
+            label = session.scalar(queries.retracted_labels(work.labeller, work.comparison.id))
+        return None if label is None else work.order.index(label)
 
     def remaining(self) -> int:
         """How many labels are wanted from all."""

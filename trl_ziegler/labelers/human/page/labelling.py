@@ -80,6 +80,7 @@ def work() -> str:
         instructions=here.instructions,
         progress=progress,
         answered=progress.labels + progress.skips + progress.flags,
+        former=None if assignment is None else here.former_place(assignment),
         left=None if assignment is None else here.left(g.labeller),
         stopped=bool(here.stops()),
         shown_at=f"{time.time():.3f}",

@@ -95,6 +95,16 @@ document.addEventListener("keydown", (event) => {
   else target.form.requestSubmit(target);
 });
 
+// A click on a text chooses it, unless it selects some of it, or ends such a selection.
+let selecting = false;
+document.addEventListener("mousedown", () => { selecting = !getSelection().isCollapsed; });
+for (const text of document.querySelectorAll(".choices .completion")) {
+  text.addEventListener("click", () => {
+    if (selecting || !getSelection().isCollapsed || performance.now() - shown < SETTLING_MS) return;
+    text.closest("li").querySelector("button").click();
+  });
+}
+
 // While there is nothing to label the page looks again, unless somebody is writing on it.
 const waiting = document.getElementById("waiting");
 if (waiting) {
