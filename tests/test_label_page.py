@@ -14,7 +14,7 @@ from sqlalchemy import select
 from trl_ziegler.labelers.human.page import Instructions, create_app, read_instructions
 from trl_ziegler.labelers.human.page.access import ATTEMPTS
 from trl_ziegler.labelers.human.page.app import BODY_LIMIT
-from trl_ziegler.labelers.human.page.desk import MOST_LEFT
+from trl_ziegler.labelers.human.page.desk import MOST_LEFT, SESSION
 from trl_ziegler.labelers.human.page.instructions import TASKS
 from trl_ziegler.labelers.human.schema import Answer
 
@@ -194,6 +194,11 @@ class TestAnswers:
         shown_at = time.time() - 30
         ann.post("/answer", place=0, shown_at=str(shown_at))
         assert 30 <= answers(store)[0].seconds <= time.time() - shown_at
+
+    def test_take_no_longer_than_a_login_lasts(self, ann, store):
+        ann.post("/answer", place=0, seconds="1e9")
+        ann.post("/answer", place=0, shown_at="0")
+        assert [answer.seconds for answer in answers(store)] == [SESSION.total_seconds()] * 2
 
     def test_sent_twice_count_once(self, ann, store):
         first = ann.hidden()

@@ -108,6 +108,7 @@ class TestRefusals:
             ({"comparison": None, "seconds": 1, "place": "1"}, 409, "place='1'"),
             ({"comparison": None, "seconds": 1, "place": True}, 409, "place=True"),
             ({"comparison": None, "seconds": float("nan"), "place": 1}, 409, "seconds=nan is no duration"),
+            ({"comparison": None, "seconds": 604801, "place": 1}, 409, "seconds=604801 is longer than a login lasts"),
             ({"comparison": None, "seconds": "1", "place": 1}, 409, "seconds='1'"),
             ({"comparison": None, "seconds": 1, "flag": ""}, 409, "says nothing"),
             ({"comparison": None, "seconds": 1, "flag": 7}, 409, "flag"),

@@ -68,6 +68,7 @@ class LabelStore:
         lease (`timedelta`, *optional*, defaults to 10 minutes): how long a comparison stays with a labeller who does
             not answer.
         clock (`Callable[[], datetime]`, *optional*): the time, with its zone; by default the machine's.
+        create (`bool`, *optional*, defaults to `True`): make a store that is not there; otherwise it is refused.
 
     Raises:
         ValueError: a location that cannot be a store, a store of another schema version, or a clock without time zone.
@@ -93,6 +94,7 @@ class LabelStore:
         *,
         lease: timedelta = LEASE,
         clock: Callable[[], datetime] = utc_now,
+        create: bool = True,
     ):
         if lease <= timedelta(0):
             raise ValueError(f"lease={lease} ends before it begins; give a positive time.")
@@ -100,7 +102,7 @@ class LabelStore:
             raise ValueError(f"clock={clock!r} tells a time without its zone; give one in UTC.")
         self.lease = lease
         self.clock = clock
-        self._engine = open_engine(location, clock)
+        self._engine = open_engine(location, clock, create=create)
         self._reader = reader_of(self._engine)
 
     def __enter__(self) -> "LabelStore":

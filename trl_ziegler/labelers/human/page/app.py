@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from hashlib import sha256
 
 from flask import Flask, Response, jsonify, render_template, request
@@ -13,15 +12,12 @@ from ..queries import NO_TASK
 from ..store import LabelStore
 from . import api, labelling, researcher
 from .access import Throttle, csrf_token, session_key
-from .desk import EXTENSION, REASON_LIMIT, Cached, Desk, messages
+from .desk import EXTENSION, REASON_LIMIT, SESSION, Cached, Desk, messages
 from .instructions import Instructions, read_instructions
 from .standing import read_standing
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body; reasons and answers are far smaller."""
-
-SESSION = timedelta(days=7)
-"""How long a login lasts."""
 
 STANDING_SECONDS = 10.0
 """How old the figures of the researcher's page may be; they take seconds to read in a large store."""

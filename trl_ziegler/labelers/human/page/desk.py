@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Generic, NoReturn, TypeVar
 
 from flask import abort, current_app
@@ -26,6 +27,9 @@ REASON_LIMIT = 2000
 
 MOST_LEFT = 1000
 """Comparisons left for a labeller that a page counts."""
+
+SESSION = timedelta(days=7)
+"""How long a login lasts."""
 
 EXTENSION = "trl_ziegler_label"
 
@@ -78,6 +82,8 @@ class Desk:
         given = [name for name, value in {"place": place, "skip": skip, "flag": flag}.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"An answer is one of `place`, `skip` and `flag`, not {given}; give exactly one.")
+        if isinstance(seconds, int | float) and seconds > SESSION.total_seconds():
+            raise ValueError(f"seconds={seconds} is longer than a login lasts, 7 days; give those since the display.")
         if place is not None:
             return self.store.answer_shown(labeller, comparison, place=place, seconds=seconds)
         act = self.store.skip if flag is None else self.store.flag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from werkzeug.wrappers import Response
 
 from ..steps import AlreadyAnswered, NothingToRetract
 from .access import RESEARCHER, check_csrf, csrf_token, is_researcher, log_in, session_labeller
-from .desk import desk, refuse
+from .desk import SESSION, desk, refuse
 
 pages = Blueprint("labelling", __name__)
 
@@ -136,8 +137,9 @@ def _place(text: str) -> int:
 
 
 def _seconds(measured: str, shown_at: str) -> float:
-    """Seconds from display to answer: the script's measure, and without a script the server's."""
+    """Seconds from display to answer, of a login at most: the script's measure, and without a script the server's."""
     try:
-        return float(measured) if measured else max(0.0, time.time() - float(shown_at))
+        seconds = float(measured) if measured else max(0.0, time.time() - float(shown_at))
+        return seconds if math.isnan(seconds) else min(seconds, SESSION.total_seconds())
     except ValueError:
         refuse(400, "The fields `seconds` and `shown_at` are no numbers; load the page again.")
