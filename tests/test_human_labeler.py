@@ -222,8 +222,10 @@ class TestCord:
         labeler = make_labeler()
         labeler.request(records(1))
         stop = store.request_stop(ann, "it writes insults")
-        message = re.escape(f"'ann' asked to stop on 2019-09-18 12:00 UTC: 'it writes insults'; settle it with "
-                            f"`LabelStore.clear_stop({stop.id}, ...)`")  # fmt: skip
+        message = re.escape(
+            "'ann' asked to stop on 2019-09-18 12:00 UTC: 'it writes insults'; settle it on the researcher's page of "
+            f"the labelling server or with `LabelStore.clear_stop({stop.id}, ...)`"
+        )
         calls = [labeler.collect, labeler.open, lambda: labeler.request(records(2)), lambda: ask(labeler, records(1))]
         for call in calls:
             with pytest.raises(LabellingStopped, match=message):

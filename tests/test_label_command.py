@@ -1,6 +1,7 @@
 """`python -m trl_ziegler.label`: what it prints, makes and refuses. tests/test_label_page_live.py serves with it."""
 
 import json
+import socket
 import stat
 import subprocess
 import sys
@@ -66,14 +67,42 @@ class TestActs:
         with LabelStore(path) as store:
             store.add_labeller("ann")
             answer_all(store, "ann", label=3)
-        run(capsys, "--store", path, "--export", str(tmp_path / "all.jsonl"))
+        said = run(capsys, "--store", path, "--export", str(tmp_path / "all.jsonl"))
+        assert said == f"Wrote 5 comparisons and 5 answers to {tmp_path / 'all.jsonl'}.\n"
         run(capsys, "--store", path, "--export", str(tmp_path / "one.jsonl"), "--task", "tldr")
         rows = {name: [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
                 for name in ("all.jsonl", "one.jsonl")}  # fmt: skip
         assert [row["label"] for row in rows["all.jsonl"]] == [3] * 5
         assert [row["task"] for row in rows["one.jsonl"]] == ["tldr"] * 2
 
+    def test_an_export_overwrites_a_file_only_on_request(self, capsys, path, tmp_path):
+        file = tmp_path / "all.jsonl"
+        file.write_text("mine")
+        with LabelStore(path) as store:
+            store.add(records(1))
+        with pytest.raises(SystemExit, match=r"all\.jsonl is there already; give another name, or add --overwrite"):
+            run(capsys, "--store", path, "--export", str(file))
+        assert file.read_text() == "mine"
+        run(capsys, "--store", path, "--export", str(file), "--overwrite")
+        assert json.loads(file.read_text())["prompt"] == "Prompt 0"
 
+    @pytest.mark.parametrize(
+        "arguments", [["--export", "x.jsonl"], ["--task", "tldr"], ["--replace_token", "ann"], ["--import", "x.jsonl"]]
+    )
+    def test_a_mistyped_store_is_not_made(self, path, tmp_path, monkeypatch, arguments):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit, match=r"There is no label store at|`--import` x\.jsonl is not there"):
+            label.main(["--store", path, *arguments])
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def empty(path):
+    """A store with nothing in it."""
+    LabelStore(path).close()
+
+
+@pytest.mark.usefixtures("empty")
 class TestServing:
     def test_is_for_this_machine_unless_told(self, capsys, path, served):
         run(capsys, "--store", path, "--task", "sentiment")
@@ -109,12 +138,27 @@ class TestServing:
         with pytest.raises(SystemExit, match="researcher_token has 5 characters; give at least 32"):
             run(capsys, "--store", path, "--task", "tldr", "--researcher_token", str(tmp_path / "own"))
 
-    def test_names_the_comparisons_that_it_leaves_out(self, capsys, path, served):
+    @pytest.mark.parametrize(
+        ("task", "said"),
+        [
+            ("sentiment", "tldr (3 labels left)"),
+            (None, "sentiment (2 labels left), tldr (3 labels left)"),
+        ],
+    )
+    def test_names_the_comparisons_that_it_leaves_out(self, capsys, path, served, tmp_path, task, said):
         with LabelStore(path) as store:
-            store.add([*records(1, task="tldr"), *records(1, task="sentiment"), *records(1)])
+            store.add([*records(3, task="tldr"), *records(2, task="sentiment"), *records(1)], repeats=1)
             store.add_labeller("ann")
+        (tmp_path / "own.txt").write_text("Which is funnier?\n")
+        asked = ["--instructions", str(tmp_path / "own.txt")] if task is None else ["--task", task]
+        out = run(capsys, "--store", path, *asked)
+        assert f"Left out, each for a page of its own (--task NAME, another --port): {said}.\n" in out
+
+    def test_says_what_it_shows_without_knowing_its_task(self, capsys, path, served):
+        with LabelStore(path) as store:
+            store.add(records(2), repeats=2)
         out = run(capsys, "--store", path, "--task", "sentiment")
-        assert "Left out, because they are not of task 'sentiment': comparisons of ['tldr']." in out
+        assert "Shown though they name no task, so see that the question fits them: 4 labels left.\n" in out
 
     def test_takes_instructions_from_a_file(self, capsys, path, served, tmp_path):
         (tmp_path / "own.txt").write_text("Which is funnier?\n")
@@ -122,14 +166,16 @@ class TestServing:
         assert served[0][0].extensions["trl_ziegler_label"].instructions.question == "Which is funnier?"
 
 
+@pytest.mark.usefixtures("empty")
 class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--task", "jokes"], "the task 'jokes' comes without instructions; give a text file"),
             ([], "no `--task` is given; give a text file of your own, or one of the tasks"),
-            (["--task", "tldr", "--instructions", "/nowhere/x.txt"], "No such file.*nowhere"),
-            (["--import", "/nowhere/x.jsonl"], "No such file.*nowhere"),
+            (["--task", "tldr", "--instructions", "/nowhere/x.txt"], "`--instructions` /nowhere/x.txt is not there"),
+            (["--import", "/nowhere/x.jsonl"], "`--import` /nowhere/x.jsonl is not there; correct the path"),
+            (["--task", "tldr", "--host", "192.0.2.1"], "192.0.2.1 .*is no address of this machine"),
             (["--export", "/nowhere/x.jsonl"], "/nowhere/x.jsonl has no folder to lie in; make it or correct"),
             (["--task", "tldr", "--port", "99999"], "`--port` is 99999; give one from 0"),
             (["--task", "tldr", "--proxy", "localhost"], "`--proxy` is 'localhost'; give the proxy's IP address"),
@@ -140,6 +186,12 @@ class TestRefusals:
     def test_are_one_sentence(self, path, arguments, message):
         with pytest.raises(SystemExit, match=f"trl-ziegler-label: .*{message}"):
             label.main(["--store", path, *arguments])
+
+    def test_a_port_that_is_taken_is_named(self, path):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            with pytest.raises(SystemExit, match=rf"`--port` {port} is taken; give another, or 0 for any free one"):
+                label.main(["--store", path, "--task", "tldr", "--port", str(port)])
 
     def test_stores_that_cannot_be(self, tmp_path):
         with pytest.raises(SystemExit, match="has no folder to lie in"):

@@ -99,7 +99,7 @@ class TestOpening:
             ("sqlite://", ValueError, "would vanish with its process; give the path of a file"),
             ("mysql://host/db", ValueError, "is on mysql; give the path of an SQLite file or postgresql://"),
             ("://", ValueError, "location is not a URL"),
-            ("folder", ConnectionError, "folder cannot be reached .*unable to open database file"),
+            ("folder", ValueError, "The label store .*folder is a folder; give the path of a file in it"),
             (
                 "text.txt",
                 ValueError,
@@ -115,6 +115,13 @@ class TestOpening:
         with pytest.raises(error, match=message) as caught:
             LabelStore(location)
         assert "geheim" not in str(caught.value)
+
+    def test_is_made_only_where_that_is_wanted(self, location, tmp_path):
+        with pytest.raises(ValueError, match=r"There is no label store at .*; correct the location, or make one"):
+            LabelStore(location, create=False)
+        assert list(tmp_path.iterdir()) == []
+        LabelStore(location).close()
+        LabelStore(location, create=False).close()
 
     def test_without_psycopg_postgresql_is_refused_in_one_sentence(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "psycopg", None)

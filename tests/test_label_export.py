@@ -198,6 +198,32 @@ class TestJsonLines:
         assert second_store.comparisons() == [] and second_store.progress() == []
 
     @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"repeat": 5}, "line 1 has `repeat`, which looks like `repeats`; correct it, or give the column another"),
+            ({"Task": "x"}, "line 1 has `Task`, which looks like `task`"),
+            ({"completions": ["a", "b", "a"]}, "line 1: completions 0 and 2 are identical; a choice needs different"),
+        ],
+    )
+    def test_slips_of_a_file_made_by_hand_are_named(self, second_store, tmp_path, columns, message):
+        path = tmp_path / "labels.jsonl"
+        path.write_text(json.dumps({"prompt": "p", "completions": ["a", "b"], **columns}))
+        with pytest.raises(ValueError, match=message):
+            import_jsonl(second_store, path)
+        assert second_store.comparisons() == []
+
+    def test_other_columns_stay_what_they_are(self, second_store, tmp_path):
+        columns = {"post_id": 7, "completion_ids": [[1], [2]], "sources": ["x", "y"]}
+        (tmp_path / "labels.jsonl").write_text(json.dumps({"prompt": "p", "completions": ["a", "b"], **columns}))
+        import_jsonl(second_store, tmp_path / "labels.jsonl")
+        assert second_store.comparisons()[0].extra == columns
+
+    def test_what_a_store_took_comes_back_into_another(self, store, second_store, tmp_path):
+        store.add([{"prompt": "p", "completions": ["a", "b", "a"], "repeat": 5}])
+        assert export_jsonl(store, tmp_path / "labels.jsonl") == (1, 0)
+        assert import_jsonl(second_store, tmp_path / "labels.jsonl") == (1, 0)
+
+    @pytest.mark.parametrize(
         ("text", "message"),
         [
             ('{"prompt": "p", "comple', r"line 1 is not complete JSON .* cut in half"),

@@ -14,10 +14,14 @@ from sqlalchemy import select
 from trl_ziegler.labelers.human.page import Instructions, create_app, read_instructions
 from trl_ziegler.labelers.human.page.access import ATTEMPTS
 from trl_ziegler.labelers.human.page.app import BODY_LIMIT
+from trl_ziegler.labelers.human.page.desk import MOST_LEFT, SESSION
 from trl_ziegler.labelers.human.page.instructions import TASKS
 from trl_ziegler.labelers.human.schema import Answer
 
 pytest_plugins = ("label_fixtures", "label_page_fixtures")
+
+
+ANSWERED = "You have already answered that one in another tab, and that answer stands. Z takes your last answer back."
 
 
 def answers(store) -> list[Answer]:
@@ -142,21 +146,26 @@ class TestComparison:
     def test_those_of_other_tasks_are_left_out(self, app, store):
         store.add(records(2, task="tldr"), repeats=1)
         page = Visitor(app).log_in(store.add_labeller("ann")).page
-        assert "Nothing to label at the moment" in page and '<b id="remaining">0</b>' in page
+        assert "Nothing to label at the moment" in page and "left for you" not in page
 
     def test_shows_instructions_until_the_first_answer(self, ann):
         assert '<details class="instructions" open>' in ann.page
         assert '<details class="instructions">' in ann.post("/answer", place=0).page
 
-    def test_shows_progress_own_speed_and_what_is_left(self, ann, monkeypatch):
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now)
-        for seconds in ("4", "6", "11"):
+    def test_shows_progress_own_speed_and_what_is_left_for_whom_it_tells(self, app, ann, store):
+        """Each of the six wants three labels; what others say takes nothing from ann until one has all it wants."""
+        assert '<b id="left">6</b> left for you' in ann.page
+        for number, seconds in enumerate(("4", "6", "11"), start=1):
             ann.post("/answer", place=0, seconds=seconds)
+            assert f'<b id="left">{6 - number}</b> left for you' in ann.page
         assert '<b id="answered">3</b>' in ann.page and "<b>6.0 s</b> per answer" in ann.page
-        assert '<b id="remaining">18</b>' in ann.page  # read once in five seconds
-        monkeypatch.setattr(time, "monotonic", lambda: now + 6)
-        assert '<b id="remaining">15</b>' in ann.get("/").page
+        bob = Visitor(app).log_in(store.add_labeller("bob"))
+        assert '<b id="left">6</b>' in bob.page
+        assert '<b id="left">4</b>' in ann.post("/undo").page
+
+    def test_many_are_not_counted_to_the_last(self, app, store):
+        store.add(records(MOST_LEFT + 2), repeats=1)
+        assert '<b id="left">over 1000</b> left' in Visitor(app).log_in(store.add_labeller("ann")).page
 
     def test_ends_when_all_is_answered(self, ann, ids):
         for _ in ids:
@@ -186,17 +195,22 @@ class TestAnswers:
         ann.post("/answer", place=0, shown_at=str(shown_at))
         assert 30 <= answers(store)[0].seconds <= time.time() - shown_at
 
+    def test_take_no_longer_than_a_login_lasts(self, ann, store):
+        ann.post("/answer", place=0, seconds="1e9")
+        ann.post("/answer", place=0, shown_at="0")
+        assert [answer.seconds for answer in answers(store)] == [SESSION.total_seconds()] * 2
+
     def test_sent_twice_count_once(self, ann, store):
         first = ann.hidden()
         ann.post("/answer", place=1)
         ann.post("/answer", place=1, comparison=first["comparison"])
         assert len(answers(store)) == 1 and "Prompt 1" in ann.page
 
-    def test_against_ones_own_are_refused_in_words(self, ann, store):
+    def test_against_ones_own_are_refused_in_the_labellers_words(self, ann, store):
         first = ann.hidden()
         ann.post("/answer", place=1)
         ann.post("/answer", place=2, comparison=first["comparison"])
-        assert len(answers(store)) == 1 and "Not stored: labeller=&#39;ann&#39; has answered" in ann.page
+        assert len(answers(store)) == 1 and f'<p class="message" role="status">{ANSWERED}</p>' in ann.page
 
     def test_skip(self, ann, store):
         assert "Prompt 1" in ann.post("/answer", skip="cannot say").page
@@ -213,7 +227,21 @@ class TestAnswers:
         assert "Prompt 1" in ann.page
         ann.post("/undo")
         assert "Prompt 0" in ann.page and store.counts().labels == 0
-        assert "has no answer to take back" in ann.post("/undo").page
+        assert "You have no answer left to take back." in ann.post("/undo").page
+
+    def test_undo_marks_the_former_choice(self, ann):
+        chosen = ann.texts()[2]
+        assert "Before" not in ann.page
+        ann.post("/answer", place=2).post("/undo")
+        (marked,) = re.findall(r'<li class="former">(.*?)</li>', ann.page, re.DOTALL)
+        assert chosen in marked and '<span class="hint">Before</span>' in marked
+        assert "Before" not in ann.post("/answer", skip="cannot say").post("/undo").page
+
+    def test_undo_leaves_alone_what_another_page_asked(self, ann, store):
+        other = store.add(records(1, task="tldr"), repeats=1).ids[0]
+        store.take("ann", task="tldr")
+        store.answer("ann", other, label=1, seconds=1)
+        assert "You have no answer left to take back." in ann.post("/undo").page and store.counts().labels == 1
 
     @pytest.mark.parametrize(
         "fields",

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from flask.testing import FlaskClient
 from label_records import records
-from label_visitor import Visitor
+from label_visitor import RESEARCHER_TOKEN, Visitor
 
+from trl_ziegler.labelers.human.page import create_app, read_instructions
 from trl_ziegler.labelers.human.page.access import ATTEMPTS
 from trl_ziegler.labelers.human.page.app import BODY_LIMIT
 from trl_ziegler.labelers.human.page_client import PageClient
@@ -79,6 +80,15 @@ class TestActs:
             200, {"labels": 1, "skips": 0, "flags": 0, "retracted": 0, "median_seconds": 3.0, "remaining": 17},
         )  # fmt: skip
 
+    def test_a_page_of_no_task_shows_only_what_names_none(self, store):
+        store.add([*records(1, task="tldr"), *records(1)])
+        app = create_app(store, researcher_token=RESEARCHER_TOKEN, instructions=read_instructions("tldr"))
+        bob = Script(app.test_client(), store.add_labeller("bob"))
+        work = bob.get("next")[1]["comparison"]
+        assert store.comparison(work["id"]).task is None and bob.get("progress")[1]["remaining"] == 1
+        bob.post("answer", comparison=work["id"], place=0, seconds=1)
+        assert bob.get("next")[1]["comparison"] is None
+
     def test_comparisons_of_other_tasks_are_left_out(self, app, store):
         store.add(records(1, task="tldr"))
         assert Script(app.test_client(), store.add_labeller("bob")).get("next")[1]["comparison"] is None
@@ -98,6 +108,7 @@ class TestRefusals:
             ({"comparison": None, "seconds": 1, "place": "1"}, 409, "place='1'"),
             ({"comparison": None, "seconds": 1, "place": True}, 409, "place=True"),
             ({"comparison": None, "seconds": float("nan"), "place": 1}, 409, "seconds=nan is no duration"),
+            ({"comparison": None, "seconds": 604801, "place": 1}, 409, "seconds=604801 is longer than a login lasts"),
             ({"comparison": None, "seconds": "1", "place": 1}, 409, "seconds='1'"),
             ({"comparison": None, "seconds": 1, "flag": ""}, 409, "says nothing"),
             ({"comparison": None, "seconds": 1, "flag": 7}, 409, "flag"),

@@ -255,6 +255,23 @@ def test_every_act_has_its_key(path, browser):
             assert ann.complaints == []
 
 
+def test_a_click_on_a_text_chooses_it_and_a_selection_does_not(path, browser):
+    with LabelStore(path) as store:
+        store.add(records(2, task="sentiment"), repeats=1)
+        with served(path) as page:
+            ann = Person(browser, page.address)
+            ann.log_in(store.add_labeller("ann")), ann.ready()
+            box = ann.page.locator(".completion .text").nth(1).bounding_box()
+            ann.page.mouse.move(box["x"] + 20, box["y"] + 20), ann.page.mouse.down()
+            ann.page.mouse.move(box["x"] + 60, box["y"] + 20), ann.page.mouse.up()
+            ann.page.locator(".completion").nth(2).click()  # takes the selection away
+            assert answers(store) == []
+            chosen = ann.texts()[2]
+            with ann.page.expect_navigation():
+                ann.page.locator(".completion").nth(2).click()
+            assert [answer.label for answer in answers(store)] == [int(chosen[-1])]
+
+
 def test_a_waiting_page_finds_further_work_and_leaves_alone_who_writes(path, browser):
     with LabelStore(path) as store, served(path) as page:
         ann = Person(browser, page.address)
@@ -288,3 +305,42 @@ def test_works_without_javascript(path, browser):
                 ann.page.click("#flag button")
             label, flag = answers(store)
             assert label.label == int(chosen[-1]) and 0 < label.seconds < 60 and flag.reason == "odd"
+
+
+def test_an_answer_waits_for_a_server_that_is_away(path, browser):
+    with LabelStore(path) as store:
+        store.add(records(3, task="sentiment"), repeats=1)
+        token = store.add_labeller("ann")
+        with served(path) as page:
+            ann = Person(browser, page.address)
+            ann.log_in(token), ann.ready()
+            chosen = ann.texts()[1]
+        ann.page.keyboard.press("2")  # the server is gone
+        ann.page.wait_for_selector("#away:visible")
+        ann.page.keyboard.press("3")
+        assert ann.texts()[1] == chosen and answers(store) == []
+        with served(path, port=page.port):
+            ann.page.wait_for_selector('#answered:text-is("1")')
+            ann.ready()
+            assert [answer.label for answer in answers(store)] == [int(chosen[-1])]
+            assert ann.page.locator("#away:visible").count() == 0
+        ann.page.keyboard.press("z")
+        ann.page.wait_for_selector("#away:visible")
+        with served(path, port=page.port):
+            ann.page.wait_for_selector("#away", state="hidden")
+            ann.ready()
+        assert store.counts().labels == 1  # an undo is not sent twice
+
+
+def test_a_refused_form_shows_why(path, browser):
+    with LabelStore(path) as store:
+        store.add(records(3, task="sentiment"), repeats=1)
+        with served(path) as page:
+            ann = Person(browser, page.address)
+            ann.log_in(store.add_labeller("ann")), ann.ready()
+            ann.page.evaluate("document.querySelectorAll('[name=csrf]').forEach((field) => { field.value = 'x'; })")
+            ann.page.keyboard.press("1")
+            ann.page.wait_for_selector("text=does not belong to your session")
+            with ann.page.expect_navigation():
+                ann.page.click("text=Back to the page")
+            assert len(ann.texts()) == 4 and answers(store) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trl_ziegler._files import write_jsonl
-from trl_ziegler.experiments import online, summaries
+from trl_ziegler.experiments import online, recipe, summaries
 from trl_ziegler.experiments.arguments import StyleArguments
 from trl_ziegler.experiments.online import collection_schedule, finish_collection, last_reward, reward_training
 from trl_ziegler.experiments.pipeline import read_jsonl
@@ -107,6 +107,31 @@ def test_a_stopped_collection_leaves_its_stage_unfinished(tmp_path):
     with pytest.raises(LabellingStopped, match="enough"):
         finish_collection(tmp_path, Stopped())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_before_any_policy_stands_at_the_top_until_the_run_goes_on(tmp_path, monkeypatch):
+    """As in the mode `best_of_k`, where all labels are waited for before there is a log of anything."""
+
+    def stop(*stages):
+        raise LabellingStopped("'ann' asked to stop: 'the texts are <broken>'")
+
+    argv = ["--output_dir", str(tmp_path), "--cpu_threads", "1"]
+    monkeypatch.setattr(recipe, "run_stages", stop)
+    _, stopped = recipe.run_to_report("descriptiveness", SMOKE, argv)
+    top, _ = (tmp_path / "report.html").read_text().split('<section id="results">')
+    assert "A labeller stopped the run" in top and "&#39;the texts are &lt;broken&gt;&#39;" in top
+    assert json.loads((tmp_path / "metrics.json").read_text())["stopped"].startswith("'ann' asked")
+    assert stopped.startswith("A labeller stopped this run: 'ann' asked to stop")
+    monkeypatch.setattr(recipe, "run_stages", lambda *stages: None)
+    assert recipe.run_to_report("descriptiveness", SMOKE, argv)[1] is None
+    assert "A labeller stopped the run" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_stopped_collection_is_named_once(tmp_path):
+    reason = "'ann' asked to stop"
+    write(tmp_path / "metrics.json", {"stopped": reason})
+    page = write_report(collected(tmp_path, "policy.partial", {"episode": 8, "reason": reason})).read_text()
+    assert page.count("A labeller stopped the run") == 1 and "After 8 episodes: " in page
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------

@@ -7,18 +7,23 @@ steps from comparisons to labels; `trl_ziegler/labelers/human/page/api.py` docum
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
-from .labelers.human import Comparison, LabelStore, export_jsonl, import_jsonl
+from .labelers.human import LabelStore, export_jsonl, import_jsonl
 from .labelers.human.page import Server, create_app, read_instructions
 from .labelers.human.page.instructions import TASKS
+from .labelers.human.summaries import remaining_by_task
+
+if TYPE_CHECKING:
+    from flask import Flask  # the page explains where it is missing
 
 DESCRIPTION = """\
 Serves a web page on which people choose the best of K completions, and keeps every answer in a label store.
@@ -46,10 +51,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; what is wrong with its arguments ends it with one sentence."""
     options = parser().parse_args(arguments)
     try:
-        with LabelStore(options.store) as store:
+        check_files(options)
+        makes_store = bool(options.add_labeller or options.import_file)
+        with LabelStore(options.store, create=makes_store) as store:
             act(store, options)
     except (ValueError, OSError) as error:
         sys.exit(f"trl-ziegler-label: {error}")
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Refuse files to read that are not there, and one to write that is or has no folder, before a store is made."""
+    for name, path in (("import", options.import_file), ("instructions", options.instructions)):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"`--{name}` {path} is not there; correct the path.")
+    if options.export_file is None:
+        return
+    file = Path(options.export_file)
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"{file} has no folder to lie in; make it or correct the path.")
+    if file.is_dir() or (file.exists() and not options.overwrite):
+        raise ValueError(f"{file} is there already; give another name, or add --overwrite if it is a former export.")
 
 
 def act(store: LabelStore, options: argparse.Namespace) -> None:
@@ -64,10 +85,8 @@ def act(store: LabelStore, options: argparse.Namespace) -> None:
         added = import_jsonl(store, options.import_file)
         print(f"Added {added.comparisons} comparisons and {added.answers} answers.")
     elif options.export_file:
-        if not Path(options.export_file).absolute().parent.is_dir():
-            raise ValueError(f"{options.export_file} has no folder to lie in; make it or correct the path.")
-        export_jsonl(store, options.export_file, task=options.task)
-        print(f"Wrote {options.export_file}.")
+        held = export_jsonl(store, options.export_file, task=options.task)
+        print(f"Wrote {held.comparisons} comparisons and {held.answers} answers to {options.export_file}.")
     else:
         serve(store, options)
 
@@ -83,7 +102,7 @@ def serve(store: LabelStore, options: argparse.Namespace) -> None:
     token = read_or_make_token(token_file)
     tls = options.proxy is not None
     app = create_app(store, researcher_token=token, task=options.task, instructions=instructions, tls=tls)
-    with Server(app, options.host, options.port, options.proxy) as server:
+    with listening(app, options) as server:
         print(f"Labelling page: {server.address}")
         print(f"The researcher's token is in {token_file}.")
         for note in notes(store, options):
@@ -92,16 +111,31 @@ def serve(store: LabelStore, options: argparse.Namespace) -> None:
         server.run()
 
 
+def listening(app: Flask, options: argparse.Namespace) -> Server:
+    """The server, its address taken."""
+    try:
+        return Server(app, options.host, options.port, options.proxy)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"`--port` {options.port} is taken; give another, or 0 for any free one.") from None
+        if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+            raise ValueError(f"`--host` {options.host} is no address of this machine; correct it.") from None
+        raise
+
+
 def notes(store: LabelStore, options: argparse.Namespace) -> list[str]:
     """What whoever starts the page should know about its store and address."""
     said = []
     if not store.progress():
         said.append("The store has no labellers; add them with --add_labeller NAME.")
     with store.reading() as session:
-        tasks = session.scalars(select(Comparison.task).distinct())
-        others = {task for task in tasks if task is not None and task != options.task}
-    if options.task is not None and others:
-        said.append(f"Left out, because they are not of task {options.task!r}: comparisons of {sorted(others)}.")
+        left = remaining_by_task(session)
+    unnamed = left.pop(None, 0)
+    others = [f"{task} ({number} labels left)" for task, number in sorted(left.items()) if task != options.task]
+    if others:
+        said.append(f"Left out, each for a page of its own (--task NAME, another --port): {', '.join(others)}.")
+    if options.task is not None and unnamed:
+        said.append(f"Shown though they name no task, so see that the question fits them: {unnamed} labels left.")
     if not is_loopback(options.host):
         said.append("The page is open to the network without encryption; put TLS in front of it.")
     return said
@@ -153,12 +187,12 @@ def parser() -> argparse.ArgumentParser:
         "--store",
         required=True,
         metavar="LOCATION",
-        help="an SQLite file, made if it is not there, or postgresql://user@host/database "
-        "(with its password in PGPASSWORD or ~/.pgpass)",
+        help="an SQLite file or postgresql://user@host/database (with its password in PGPASSWORD or ~/.pgpass); "
+        "--import and --add_labeller make it if it is not there",
     )
     made.add_argument(
         "--task",
-        help="show the comparisons of this task and those that name none; without it, all. "
+        help="show the comparisons of this task and those that name none; without it, only those that name none. "
         f"Instructions come with {', '.join(TASKS)}. With --export: write the comparisons of this task only",
     )
     _add_page_options(made.add_argument_group("the page"))
@@ -183,6 +217,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write comparisons, all answers and the label by majority as JSON lines",
     )
+    group.add_argument("--overwrite", action="store_true", help="let --export replace a file of this name")
     return made
 
 

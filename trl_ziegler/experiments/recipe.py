@@ -61,18 +61,21 @@ def run_to_report(task: str, default_config: Path, argv: Sequence[str] | None = 
         write_yaml(run_dir / "config.yaml", args.as_dict())
     start = time.perf_counter()
     stages = experiment.stages()
-    stopped = None
+    reason = None
     try:
         run_stages(run_dir, stages, args.stages, args.reuse_from)
     except LabellingStopped as stop:
-        stopped = f"A labeller stopped this run: {stop} The same command goes on from here."
+        reason = str(stop)
     report = run_dir / "report.html"
     if state.is_main_process:
-        write_results(run_dir, task, config_name, args, [stage.name for stage in stages], time.perf_counter() - start)
+        names = [stage.name for stage in stages]
+        write_results(run_dir, task, config_name, args, names, time.perf_counter() - start, reason)
         report = write_report(run_dir)
     state.wait_for_everyone()
     state.print(f"Report: {report}")
-    return report, stopped
+    if reason is None:
+        return report, None
+    return report, f"A labeller stopped this run: {reason} The same command goes on from here."
 
 
 def start_processes(cpu_threads: int | None) -> PartialState:
@@ -115,10 +118,21 @@ def end_processes(state: PartialState) -> None:
 
 
 def write_results(
-    run_dir: Path, task: str, config_name: str, args: RecipeArguments, stages: list[str], seconds: float
+    run_dir: Path,
+    task: str,
+    config_name: str,
+    args: RecipeArguments,
+    stages: list[str],
+    seconds: float,
+    stopped: str | None,
 ) -> None:
-    """Gather the stages' results into `metrics.json` and `samples.jsonl` at the top of the run directory."""
+    """Gather the stages' results into `metrics.json` and `samples.jsonl` at the top of the run directory.
+
+    `stopped`, why a labeller ended the run, is there until the run has gone on: its stage may leave no trace of it.
+    """
     metrics: dict[str, Any] = {"task": task, "config": config_name, "seed": args.seed}
+    if stopped is not None:
+        metrics["stopped"] = stopped
     if (run_dir / "evaluate" / MANIFEST).is_file():
         metrics.update(read_metrics(run_dir / "evaluate"))
         samples = (run_dir / "evaluate" / "samples.jsonl").read_text(encoding="utf-8")

@@ -107,7 +107,7 @@ def _render_page(run: Path) -> tuple[str, list[Plot]]:
         headline=headline_figures(metrics),
         models=model_table(metrics),
         stages=stage_shares(metrics),
-        alarms=[*stop_alarm(collection), *find_alarms(policy_log, metrics)],
+        alarms=[*stop_alarm(collection, metrics.get("stopped")), *find_alarms(policy_log, metrics)],
         checked=bool(policy_log),
         sections=sections,
         samples=read_samples(run / "samples.jsonl"),

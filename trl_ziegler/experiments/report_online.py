@@ -61,11 +61,19 @@ def read_collection(folder: Path) -> Collection | None:
     return Collection(trainings, summary["stopped"], log or [])
 
 
-def stop_alarm(collection: Collection | None) -> list[Alarm]:
-    """The request to stop that ended the run, if one did."""
-    if collection is None or collection.stopped is None:
+def stop_alarm(collection: Collection | None, stopped: str | None) -> list[Alarm]:
+    """The request to stop that ended the run, if one did.
+
+    Args:
+        collection: Knows of a stop while PPO ran, and when it was.
+        stopped: The reason of a stop at whatever stage.
+    """
+    if collection is not None and collection.stopped is not None:
+        detail = f"After {collection.stopped['episode']} episodes: {collection.stopped['reason']}"
+    elif stopped is not None:
+        detail = stopped
+    else:
         return []
-    detail = f"After {collection.stopped['episode']} episodes: {collection.stopped['reason']}"
     return [Alarm("A labeller stopped the run", detail)]
 
 

@@ -24,23 +24,26 @@ LOCK_KEY = 190908593
 """Number of PostgreSQL's advisory lock for what only one session may do at a time: creating tables, importing."""
 
 
-def open_engine(location: str | os.PathLike, clock: Callable[[], datetime]) -> Engine:
-    """Connect, make the tables where there are none, and check their version.
+def open_engine(location: str | os.PathLike, clock: Callable[[], datetime], *, create: bool) -> Engine:
+    """Connect, make the tables where there are none (with `create`), and check their version.
 
     Args:
         location: a file for SQLite, or the URL of a PostgreSQL database.
         clock: gives the time of creation.
+        create: whether a store that is not there is made or refused.
 
     Raises:
         ValueError: a location that is neither, a file that is no SQLite database, or a store of another version.
         ConnectionError: the database cannot be reached.
     """
     url = _url(location)
+    if not create and url.get_backend_name() == "sqlite" and not os.path.exists(str(url.database)):
+        raise _missing(str(url))  # connecting would make the file
     engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
     try:
         with engine.begin() as connection:
             lock_exclusively(connection)
-            _prepare_tables(connection, clock(), str(engine.url))  # str() hides the password
+            _prepare_tables(connection, clock(), str(engine.url), create)  # str() hides the password
     except OperationalError as error:
         engine.dispose()
         first_line = str(error.orig).strip().splitlines()[0]
@@ -77,6 +80,8 @@ def _url(location: str | os.PathLike) -> URL:
     path = Path(location).absolute()
     if not path.parent.is_dir():
         raise ValueError(f"The label store {path} has no folder to lie in; make {path.parent} or correct the path.")
+    if path.is_dir():
+        raise ValueError(f"The label store {path} is a folder; give the path of a file in it.")
     return URL.create("sqlite", database=str(path))
 
 
@@ -144,7 +149,14 @@ def _postgresql(url: URL) -> Engine:
     return engine
 
 
-def _prepare_tables(connection: Connection, now: datetime, where: str) -> None:
+def _missing(where: str) -> ValueError:
+    return ValueError(
+        f"There is no label store at {where}; correct the location, or make one by adding comparisons or labellers "
+        "(`--import`, `--add_labeller`)."
+    )
+
+
+def _prepare_tables(connection: Connection, now: datetime, where: str, create: bool) -> None:
     names = set(inspect(connection).get_table_names())
     if StoreVersion.__tablename__ in names:
         _check_version(connection, where)
@@ -152,6 +164,8 @@ def _prepare_tables(connection: Connection, now: datetime, where: str) -> None:
     taken = sorted(names.intersection(Base.metadata.tables))
     if taken:
         raise ValueError(f"{where} holds tables of somebody else ({', '.join(taken)}); give a database of its own.")
+    if not create:
+        raise _missing(where)
     Base.metadata.create_all(connection)
     connection.execute(insert(StoreVersion), [{"version": SCHEMA_VERSION, "created_at": now}])
 

@@ -16,6 +16,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +43,21 @@ class Imported(NamedTuple):
     answers: int
 
 
+class Exported(NamedTuple):
+    """How many comparisons and answers a file holds."""
+
+    comparisons: int
+    answers: int
+
+
+RECIPES_COLUMNS = ("prompt_ids", "completion_ids", "sources")
+"""Further columns that recipes give their comparisons; they look like others and are not meant for them."""
+
+
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
 
 
-def export_jsonl(store: LabelStore, path: str | os.PathLike, *, task: str | None = None) -> None:
+def export_jsonl(store: LabelStore, path: str | os.PathLike, *, task: str | None = None) -> Exported:
     """Write one comparison (of `task`) per line, with its answers; the file appears complete or not at all.
 
     Keys: those of `LabelStore.add`, with `id`, `created_at`, `label` (by majority, null without one) and `answers`, a
@@ -70,6 +82,7 @@ def export_jsonl(store: LabelStore, path: str | os.PathLike, *, task: str | None
         for comparison in comparisons
     ]
     write_jsonl(path, rows)
+    return Exported(len(rows), sum(len(row["answers"]) for row in rows))
 
 
 def import_jsonl(store: LabelStore, path: str | os.PathLike) -> Imported:
@@ -78,7 +91,8 @@ def import_jsonl(store: LabelStore, path: str | os.PathLike) -> Imported:
     Labellers that the store does not know are added without a token (`replace_token` gives one).
 
     Raises:
-        ValueError: a line that is cut, wrong or not what its id says, or an answer against the labeller's own.
+        ValueError: a line that is cut, wrong or not what its id says, or an answer against the labeller's own; in a
+            line without an id, which somebody made by hand, also a misspelt key and completions that are identical.
     """
     values, past = [], []
     for number, record in _read_jsonl(Path(path)):
@@ -89,11 +103,31 @@ def import_jsonl(store: LabelStore, path: str | os.PathLike) -> Imported:
             )
         content = {name: value for name, value in record.items() if name not in RESERVED}
         row = comparison_values(content, where, None)
-        if record.get("id", row["id"]) != row["id"]:
+        if "id" not in record:
+            _refuse_slips(record, where)
+        elif record["id"] != row["id"]:
             raise ValueError(f"{where}: `id` does not fit the content, which has {row['id']}; export the file again.")
         values.append(row)
         past += [_past_answer(answer, row, where) for answer in record.get("answers", ())]
     return _import(store, values, past)
+
+
+def _refuse_slips(record: Mapping[str, Any], where: str) -> None:
+    known = (*OWN_COLUMNS, *RESERVED)
+    for name in record:
+        meant = get_close_matches(name.casefold(), known, n=1, cutoff=0.8)
+        if meant and name not in (*known, *RECIPES_COLUMNS):
+            raise ValueError(
+                f"{where} has `{name}`, which looks like `{meant[0]}`; correct it, or give the column another name."
+            )
+    texts = record["completions"]
+    for later, text in enumerate(texts):
+        first = texts.index(text)
+        if first < later:
+            raise ValueError(
+                f"{where}: completions {first} and {later} are identical; a choice needs different ones, so leave one "
+                "out or drop the record."
+            )
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

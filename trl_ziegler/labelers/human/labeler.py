@@ -163,7 +163,8 @@ class HumanLabeler:
         if stop is not None:
             raise LabellingStopped(
                 f"{stop.labeller!r} asked to stop on {stop.created_at:%Y-%m-%d %H:%M} UTC: {stop.reason!r}; settle it "
-                f"with `LabelStore.clear_stop({stop.id}, ...)` and start again, since what was answered is kept."
+                f"on the researcher's page of the labelling server or with `LabelStore.clear_stop({stop.id}, ...)`, "
+                "and start again, since what was answered is kept."
             )
 
 

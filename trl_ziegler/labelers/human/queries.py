@@ -62,8 +62,15 @@ def of_task(task: str | None) -> ColumnElement[bool]:
     return true() if task is None else Comparison.task == task
 
 
+NO_TASK = ""
+"""Where a task is asked for: only comparisons that name none. No comparison's own task is empty."""
+
+
 def asks(task: str | None) -> ColumnElement[bool]:
-    """The comparison names the question `task` or none, so that a page of this task shows it; any for None."""
+    """The comparison names the question `task` or none, so that a page of this task shows it; any for None.
+
+    With `NO_TASK`, only those that name none.
+    """
     return true() if task is None else or_(Comparison.task == task, Comparison.task.is_(None))
 
 
@@ -95,15 +102,34 @@ def open_for(labeller: str, now: datetime, task: str | None = None) -> Select[Co
     )
 
 
+def left_for(labeller: str, task: str | None = None) -> Select[int]:
+    """Position of each comparison (that `asks` for `task`) which lacks labels and has none of `labeller`.
+
+    What others have in hand counts in: they may not answer it.
+    """
+    return (
+        select(OpenComparison.position)
+        .join(Comparison, Comparison.id == OpenComparison.comparison_id)
+        .where(asks(task), ~_answered_by(labeller))
+    )
+
+
 def lacking_labels() -> Select[str, int]:
     """Id and position of what belongs into `OpenComparison`: in the pool, with fewer labels than `repeats`."""
     return select(Comparison.id, Comparison.position).where(label_count() < Comparison.repeats, in_pool())
 
 
-def last_answer(labeller: str) -> Select[Answer]:
-    """What the labeller said last, by time, since an import may bring older answers later."""
-    query = select(Answer).where(Answer.labeller == labeller, is_live())
+def last_answer(labeller: str, task: str | None = None) -> Select[Answer]:
+    """What the labeller said last (on what `asks` for `task`), by time: an import may bring older answers later."""
+    query = select(Answer).join(Comparison).where(Answer.labeller == labeller, is_live(), asks(task))
     return query.order_by(Answer.created_at.desc(), Answer.id.desc()).limit(1)
+
+
+def retracted_labels(labeller: str, comparison_id: str) -> Select[int | None]:
+    """Labels that `labeller` has taken back, the last one first (None for a skip or a flag)."""
+    query = select(Answer.label).join(Retraction, Retraction.answer_id == Answer.id)
+    own = query.where(Answer.comparison_id == comparison_id, Answer.labeller == labeller)
+    return own.order_by(Retraction.created_at.desc(), Answer.id.desc())
 
 
 def undecided_flags() -> Select[Answer]:

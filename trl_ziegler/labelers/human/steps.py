@@ -21,6 +21,14 @@ from .schema import Answer, Comparison, Labeller, Lease, OpenComparison
 CHUNK = 500  # ids per query; databases limit the parameters of one statement
 
 
+class AlreadyAnswered(ValueError):
+    """The labeller's own answer stands and says something else."""
+
+
+class NothingToRetract(ValueError):
+    """The labeller has no answer that stands."""
+
+
 class Added(NamedTuple):
     """Result of `LabelStore.add`: the id of every record in order, and how many of them the store did not know."""
 
@@ -121,7 +129,7 @@ def unless_contradicted(former: Answer, kind: str, label: int | None) -> Answer:
     """The stored answer, if it says the same."""
     if (former.kind, former.label) != (kind, label):
         said = former.kind if former.label is None else f"label {former.label}"
-        raise ValueError(
+        raise AlreadyAnswered(
             f"labeller={former.labeller!r} has answered comparison {former.comparison_id} with {said}; "
             "`retract` that answer before giving another one."
         )

@@ -37,6 +37,7 @@ from .schema import (
 from .steps import (
     Added,
     Assignment,
+    NothingToRetract,
     assignment,
     insert_comparisons,
     known_comparison,
@@ -67,6 +68,7 @@ class LabelStore:
         lease (`timedelta`, *optional*, defaults to 10 minutes): how long a comparison stays with a labeller who does
             not answer.
         clock (`Callable[[], datetime]`, *optional*): the time, with its zone; by default the machine's.
+        create (`bool`, *optional*, defaults to `True`): make a store that is not there; otherwise it is refused.
 
     Raises:
         ValueError: a location that cannot be a store, a store of another schema version, or a clock without time zone.
@@ -92,6 +94,7 @@ class LabelStore:
         *,
         lease: timedelta = LEASE,
         clock: Callable[[], datetime] = utc_now,
+        create: bool = True,
     ):
         if lease <= timedelta(0):
             raise ValueError(f"lease={lease} ends before it begins; give a positive time.")
@@ -99,7 +102,7 @@ class LabelStore:
             raise ValueError(f"clock={clock!r} tells a time without its zone; give one in UTC.")
         self.lease = lease
         self.clock = clock
-        self._engine = open_engine(location, clock)
+        self._engine = open_engine(location, clock, create=create)
         self._reader = reader_of(self._engine)
 
     def __enter__(self) -> "LabelStore":
@@ -197,7 +200,8 @@ class LabelStore:
         """Give `labeller` a comparison under a lease: the one in hand if there is one, else the first open one.
 
         Open is what is in the pool, lacks labels (those that others have in hand counted in), and has no answer of
-        this labeller. With `task`, only comparisons of this task and such that name none. None if nothing is open.
+        this labeller. With `task`, only comparisons of this task and such that name none; with an empty one only
+        such that name none. None if nothing is open.
         """
         while True:
             with self.writing() as session:
@@ -287,17 +291,19 @@ class LabelStore:
             refresh_open(session, [comparison_id])
         return answer
 
-    def retract(self, labeller: str) -> Assignment:
+    def retract(self, labeller: str, *, task: str | None = None) -> Assignment:
         """Undo: take back the labeller's own last answer and give the comparison back to them under another lease.
+
+        With `task`, the last one on what `take` gives for it: undo on one page leaves the answers of others alone.
 
         Raises:
             ValueError: no answer is left to take back, or a researcher has decided on it.
         """
         with self.writing() as session:
             lock_labeller(session, labeller)
-            answer = session.scalars(queries.last_answer(labeller)).first()
+            answer = session.scalars(queries.last_answer(labeller, task)).first()
             if answer is None:
-                raise ValueError(f"labeller={labeller!r} has no answer to take back.")
+                raise NothingToRetract(f"labeller={labeller!r} has no answer to take back.")
             comparison = known_comparison(session, answer.comparison_id, lock=True)
             if session.scalars(select(Decision).where(Decision.answer_id == answer.id)).first() is not None:
                 raise ValueError(

@@ -130,6 +130,17 @@ def remaining(session: Session, task: str | None = None) -> int:
     return int(session.scalar(select(func.coalesce(func.sum(missing.c.labels), 0))) or 0)
 
 
+def remaining_by_task(session: Session) -> dict[str | None, int]:
+    """Labels that are still to be given, by task (None for comparisons that name none); without zeros."""
+    missing = (
+        select(Comparison.task, (Comparison.repeats - label_count()).label("labels"))
+        .join(OpenComparison, OpenComparison.comparison_id == Comparison.id)
+        .subquery()
+    )
+    rows = session.execute(select(missing.c.task, func.sum(missing.c.labels)).group_by(missing.c.task))
+    return {task: int(labels) for task, labels in rows}
+
+
 def _progress(name: str, rows: list[Row]) -> Progress:
     kinds = Counter(row.kind for row in rows if row.live)
     seconds = [row.seconds for row in rows if row.live and row.seconds is not None]

@@ -52,7 +52,7 @@ def answer() -> dict[str, Any]:
 def undo() -> dict[str, Any]:
     """Take the last answer back."""
     with refusals():
-        return _shown(desk().store.retract(g.labeller))
+        return _shown(desk().store.retract(g.labeller, task=desk().task))
 
 
 @interface.post("/stop")

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from hashlib import sha256
 
 from flask import Flask, Response, jsonify, render_template, request
 from jinja2 import StrictUndefined
 from werkzeug.exceptions import HTTPException
 
-from .. import summaries
+from ..queries import NO_TASK
 from ..store import LabelStore
 from . import api, labelling, researcher
 from .access import Throttle, csrf_token, session_key
-from .desk import EXTENSION, REASON_LIMIT, Cached, Desk, messages
+from .desk import EXTENSION, REASON_LIMIT, SESSION, Cached, Desk, messages
 from .instructions import Instructions, read_instructions
 from .standing import read_standing
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body; reasons and answers are far smaller."""
-
-SESSION = timedelta(days=7)
-"""How long a login lasts."""
-
-REMAINING_SECONDS = 5.0
-"""How old the number of labels left may be on a labeller's page."""
 
 STANDING_SECONDS = 10.0
 """How old the figures of the researcher's page may be; they take seconds to read in a large store."""
@@ -34,8 +27,8 @@ LEAST_TOKEN = 32  # characters of the researcher's token, which signs the cookie
 HEADERS = {
     # Everything comes from this server, nothing runs inside the page's own text, and no other page may frame it.
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
@@ -59,7 +52,8 @@ def create_app(
         store (`LabelStore`): where comparisons come from and answers go.
         researcher_token (`str`): opens the researcher's page; at least 32 characters. Cookies are signed with a key
             that follows from it, so another token ends all sessions.
-        task (`str`, *optional*): show only comparisons of this task and such that name none; by default all.
+        task (`str`, *optional*): show only comparisons of this task and such that name none; by default, only such
+            that name none, since the others ask another question.
         instructions (`Instructions`, *optional*): what labellers are told; by default the text that comes with `task`.
         tls (`bool`, *optional*, defaults to `False`): browsers reach the page by TLS only (a web server in front of it
             sees to that), so they are told to send its cookies no other way.
@@ -81,16 +75,16 @@ def create_app(
             f"researcher_token has {len(researcher_token)} characters; give at least {LEAST_TOKEN} random ones, "
             "for example of `secrets.token_urlsafe()`."
         )
+    served = NO_TASK if task is None else task
     app = Flask(__name__)
     _configure(app, session_key(researcher_token), tls)
     app.extensions[EXTENSION] = Desk(
         store=store,
-        task=task,
+        task=served,
         instructions=read_instructions(task) if instructions is None else instructions,
         researcher_token=researcher_token,
         throttle=Throttle(),
-        remaining=Cached(lambda: _remaining(store, task), REMAINING_SECONDS),
-        standing=Cached(lambda: read_standing(store, task), STANDING_SECONDS),
+        standing=Cached(lambda: read_standing(store, served), STANDING_SECONDS),
     )
     for part in (labelling.pages, researcher.pages, api.interface):
         app.register_blueprint(part)
@@ -114,11 +108,6 @@ def _configure(app: Flask, key: str, tls: bool) -> None:
     )
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.globals.update(csrf_token=csrf_token, messages=messages, reason_limit=REASON_LIMIT)
-
-
-def _remaining(store: LabelStore, task: str | None) -> int:
-    with store.reading() as session:
-        return summaries.remaining(session, task)
 
 
 def _add_headers(response: Response) -> Response:

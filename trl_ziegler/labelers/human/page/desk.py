@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Generic, NoReturn, TypeVar
 
 from flask import abort, current_app
+from sqlalchemy import func, select
 
 from .. import queries, summaries
 from ..schema import Answer, StopRequest
+from ..steps import Assignment
 from ..store import LabelStore
 from .access import Throttle
 from .instructions import Instructions
@@ -21,6 +24,12 @@ from .standing import Standing
 
 REASON_LIMIT = 2000
 """Characters of a reason that a page or script may send."""
+
+MOST_LEFT = 1000
+"""Comparisons left for a labeller that a page counts."""
+
+SESSION = timedelta(days=7)
+"""How long a login lasts."""
 
 EXTENSION = "trl_ziegler_label"
 
@@ -50,14 +59,13 @@ class Cached(Generic[T]):
 
 @dataclass(frozen=True)
 class Desk:
-    """What one page serves: `task`'s comparisons of `store` (all for None); figures that take long are kept."""
+    """What one page serves: comparisons of `store` that name `task` or none; figures that take long are kept."""
 
     store: LabelStore
-    task: str | None
+    task: str
     instructions: Instructions
     researcher_token: str
     throttle: Throttle
-    remaining: Cached[int]
     standing: Cached[Standing]
 
     def give(
@@ -74,6 +82,8 @@ class Desk:
         given = [name for name, value in {"place": place, "skip": skip, "flag": flag}.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"An answer is one of `place`, `skip` and `flag`, not {given}; give exactly one.")
+        if isinstance(seconds, int | float) and seconds > SESSION.total_seconds():
+            raise ValueError(f"seconds={seconds} is longer than a login lasts, 7 days; give those since the display.")
         if place is not None:
             return self.store.answer_shown(labeller, comparison, place=place, seconds=seconds)
         act = self.store.skip if flag is None else self.store.flag
@@ -87,6 +97,24 @@ class Desk:
         """What the labeller has done, with the speed of the last answers."""
         with self.store.reading() as session:
             return summaries.progress_of(session, labeller)
+
+    def left(self, labeller: str) -> str:
+        """How many comparisons are left for the labeller; beyond `MOST_LEFT` they are not counted, page by page."""
+        with self.store.reading() as session:
+            some = queries.left_for(labeller, self.task).limit(MOST_LEFT + 1).subquery()
+            number = session.scalar(select(func.count()).select_from(some)) or 0
+        return f"over {MOST_LEFT}" if number > MOST_LEFT else str(number)
+
+    def former_place(self, work: Assignment) -> int | None:
+        """Where the choice is shown that the labeller has taken back; None if there is none."""
+        with self.store.reading() as session:
+            label = session.scalar(queries.retracted_labels(work.labeller, work.comparison.id))
+        return None if label is None else work.order.index(label)
+
+    def remaining(self) -> int:
+        """How many labels are wanted from all."""
+        with self.store.reading() as session:
+            return summaries.remaining(session, self.task)
 
     def stops(self) -> list[StopRequest]:
         """The requests to stop that stand, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from typing import Any
 from flask import Blueprint, flash, g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response
 
+from ..steps import AlreadyAnswered, NothingToRetract
 from .access import RESEARCHER, check_csrf, csrf_token, is_researcher, log_in, session_labeller
-from .desk import desk, refuse
+from .desk import SESSION, desk, refuse
 
 pages = Blueprint("labelling", __name__)
 
@@ -20,6 +22,13 @@ MESSAGE_LIMIT = 300  # characters; messages wait in the cookie, which has room f
 
 KEYS = "1234567890"
 """The key of each completion on a page; from the eleventh on there is none."""
+
+IN_OTHER_WORDS = {
+    AlreadyAnswered: "You have already answered that one in another tab, and that answer stands. "
+    "Z takes your last answer back.",
+    NothingToRetract: "You have no answer left to take back.",
+}
+"""What people read instead of the store's sentences, which are for scripts."""
 
 OPEN = {"labelling.login", "labelling.log_out"}
 """Pages for those who have not logged in."""
@@ -72,7 +81,8 @@ def work() -> str:
         instructions=here.instructions,
         progress=progress,
         answered=progress.labels + progress.skips + progress.flags,
-        remaining=here.remaining(),
+        former=None if assignment is None else here.former_place(assignment),
+        left=None if assignment is None else here.left(g.labeller),
         stopped=bool(here.stops()),
         shown_at=f"{time.time():.3f}",
         keys=KEYS,
@@ -95,7 +105,7 @@ def answer() -> Response:
 def undo() -> Response:
     """Take the last answer back and show its comparison again."""
     with flashed_refusals():
-        desk().store.retract(g.labeller)
+        desk().store.retract(g.labeller, task=desk().task)
         flash("Your last answer is taken back. Here is its comparison again.")
     return redirect(url_for("labelling.work"), 303)
 
@@ -111,9 +121,11 @@ def stop() -> Response:
 
 @contextmanager
 def flashed_refusals() -> Iterator[None]:
-    """Show the store's sentence on the next page where the store refuses an act."""
+    """Where the store refuses an act, say so on the next page: in a labeller's words where that happens to people."""
     try:
         yield
+    except (AlreadyAnswered, NothingToRetract) as error:
+        flash(IN_OTHER_WORDS[type(error)])
     except ValueError as error:
         flash(f"Not stored: {error}"[:MESSAGE_LIMIT])
 
@@ -125,8 +137,9 @@ def _place(text: str) -> int:
 
 
 def _seconds(measured: str, shown_at: str) -> float:
-    """Seconds from display to answer: the script's measure, and without a script the server's."""
+    """Seconds from display to answer, of a login at most: the script's measure, and without a script the server's."""
     try:
-        return float(measured) if measured else max(0.0, time.time() - float(shown_at))
+        seconds = float(measured) if measured else max(0.0, time.time() - float(shown_at))
+        return seconds if math.isnan(seconds) else min(seconds, SESSION.total_seconds())
     except ValueError:
         refuse(400, "The fields `seconds` and `shown_at` are no numbers; load the page again.")
