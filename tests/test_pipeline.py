@@ -61,10 +61,12 @@ def test_every_stage_leaves_an_artifact_with_its_manifest(tmp_path, make_stages,
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_finished_stages_are_skipped(tmp_path, make_stages, ran):
+def test_finished_stages_are_skipped_with_a_word(tmp_path, make_stages, ran, capsys):
     run_stages(tmp_path, make_stages())
+    assert "finished before" not in capsys.readouterr().out
     run_stages(tmp_path, make_stages())
     assert ran == ["one", "two", "three"]
+    assert capsys.readouterr().out.splitlines() == [f"[{name}] finished before" for name in ran]
 
 
 def test_changed_settings_rerun_the_stage_and_what_builds_on_it_and_keep_the_old(tmp_path, make_stages, ran):

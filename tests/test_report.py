@@ -179,7 +179,7 @@ class TestFullRun:
             "policy 2.40 1.90 23.50 0.31 0.22 0.40",
             "zero_shot 0.02 0.10 24.00 – – –",
             "policy 2 min 22 s",
-            "config laptop · seed 3 · 4 min 35 s",
+            "config laptop · seed 3 · 2 min 53 s",
             "25 of 30 rows",
             "No alarm",
             "torch 2.13.0",

@@ -66,6 +66,8 @@ def run_stages(
     for stage in stages:
         fingerprint = hash_of({"settings": stage.settings, "upstream": upstream})
         done = is_complete(run_dir / stage.name, fingerprint)
+        if stage.name in selected and done:
+            PartialState().print(f"[{stage.name}] finished before")
         if stage.name in selected and not done:
             twin = find_twin(reuse_from, stage.name, fingerprint)
             PartialState().wait_for_everyone()  # all have looked before one changes anything
