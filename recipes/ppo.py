@@ -7,10 +7,11 @@
 Rows: `prompt` (text or chat messages); other columns reach the function.
 """
 
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from trl_ziegler import ZieglerPPOConfig
+from trl_ziegler.experiments.config_files import RecipeParser
 from trl_ziegler.experiments.own_data import PolicyScriptArguments, train_policy
 
 if __name__ == "__main__":
-    train_policy(*TrlParser((PolicyScriptArguments, ZieglerPPOConfig, ModelConfig)).parse_args_and_config())
+    train_policy(*RecipeParser((PolicyScriptArguments, ZieglerPPOConfig, ModelConfig)).parse_args_and_config())

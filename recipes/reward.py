@@ -21,10 +21,13 @@ ordered alike, with a 95 % interval over prompts. A file with other column names
     rows.select_columns(["prompt", "completions", "scores"]).to_json("labels.jsonl")
 """
 
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from trl_ziegler import BestOfKRewardConfig
+from trl_ziegler.experiments.config_files import RecipeParser
 from trl_ziegler.experiments.own_data import RewardScriptArguments, train_reward_model
 
 if __name__ == "__main__":
-    train_reward_model(*TrlParser((RewardScriptArguments, BestOfKRewardConfig, ModelConfig)).parse_args_and_config())
+    train_reward_model(
+        *RecipeParser((RewardScriptArguments, BestOfKRewardConfig, ModelConfig)).parse_args_and_config()
+    )

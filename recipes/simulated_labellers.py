@@ -8,9 +8,8 @@ They agree with each other as often as the people of Ziegler et al. 2019 (`trl_z
 answer whatever comes until they are interrupted; then the number of each one's answers is printed.
 """
 
-from trl import TrlParser
-
+from trl_ziegler.experiments.config_files import RecipeParser
 from trl_ziegler.experiments.simulated_labellers import SimulatedLabellersArguments, main
 
 if __name__ == "__main__":
-    main(*TrlParser(SimulatedLabellersArguments).parse_args_and_config())
+    main(*RecipeParser(SimulatedLabellersArguments).parse_args_and_config())

@@ -86,6 +86,14 @@ def test_columns_that_own_files_lack_are_named(own_files):
         FileWorld(StyleArguments(**own_files | {"reviews": None})).reviews("train")
 
 
+def test_sentiment_without_a_judge_is_refused_before_anything_is_read(own_files, tmp_path):
+    args = StyleArguments(**own_files | {"reviews": None})
+    with pytest.raises(ValueError, match=r"`reviews` is missing; give labelled reviews, or .* `judge_model`"):
+        StyleExperiment("sentiment", args, tmp_path)
+    StyleExperiment("descriptiveness", args, tmp_path)
+    StyleExperiment("sentiment", replace(args, judge_model="a/judge"), tmp_path)
+
+
 def test_the_laptop_world_has_the_sizes_asked_for_and_two_disjoint_splits():
     world = LaptopWorld(StyleArguments(world=SMALL | {"vocab_size": 300}, seed=3))
     train, test = world.documents("train"), world.documents("test")
@@ -371,7 +379,10 @@ def test_every_argument_that_changes_results_belongs_to_a_stage(tmp_path):
     modes = [stages(None), stages(None, label_store=people), stages(None, mode="online", policy={"max_steps": 2})]
     modes.append(stages(None, shared_trunk_labels=8))
     read = {key for mode in modes for stage in mode for key in stage.settings} - {"task_name"}
-    unread = {"output_dir", "stages", "reuse_from", "batch_size", "cpu_threads", "report_to", "label_poll_seconds"}
+    unread = {
+        "output_dir", "stages", "reuse_from", "batch_size", "cpu_threads", "report_to", "label_poll_seconds",
+        "requires",
+    }  # fmt: skip
     assert read == {item.name for item in fields(StyleArguments)} - unread
 
 

@@ -1,5 +1,6 @@
 """A recipe's arguments: flags over YAML over defaults, and sections checked against their stage's own config."""
 
+import re
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from trl_ziegler.experiments.arguments import (
     section_task,
     split_section_flags,
 )
+from trl_ziegler.experiments.config_files import RecipeParser
 from trl_ziegler.experiments.own_data import RewardScriptArguments
 from trl_ziegler.tasks import BOOKS
 
@@ -57,6 +59,57 @@ def test_unknown_keys_are_named(config, tmp_path):
         split_section_flags(["--policy.lr"], ["policy"])
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "seed: 1\nseed: 2\n",
+            "has `seed` in line 1 and again in line 2, which would replace the first; give it once.",
+        ),
+        ("policy:\n  a: 1\nseed: 1\npolicy:\n  b: 1\n", "has `policy` in line 1 and again in line 4"),
+        ("policy:\n  kl_coef: 1\n  kl_coef: 2\n", "has `kl_coef` in line 2 and again in line 3"),
+    ],
+)
+def test_keys_that_a_file_has_twice_are_named(tmp_path, text, sentence):
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"twice.yaml {sentence}")):
+        parse_recipe_arguments(StyleArguments, tmp_path / "twice.yaml", [])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"`config` is '.*none.yaml', which is no file; give the path of a YAML file"):
+        parse_recipe_arguments(StyleArguments, tmp_path / "none.yaml", [])
+
+
+def test_an_unquoted_no_is_a_strategy(tmp_path):
+    """YAML reads it as false."""
+    (tmp_path / "no.yaml").write_text("save_strategy: no\n")
+    parser = RecipeParser(TrainingArguments)
+    (config,) = parser.parse_args_and_config([f"--config={tmp_path / 'no.yaml'}", "--output_dir", str(tmp_path)])
+    assert config.save_strategy == "no"
+    section = split_section_flags(["--policy.save_strategy", "no"], ["policy"])[1]["policy"]
+    assert section_config(TrainingArguments, "policy", section, output_dir=str(tmp_path)).save_strategy == "no"
+
+
+def test_what_is_counted_is_whole(tmp_path):
+    (tmp_path / "half.yaml").write_text("num_labels: 64.5\n")
+    with pytest.raises(ValueError, match=r"`num_labels` is 64\.5; give a whole number"):
+        parse_recipe_arguments(StyleArguments, tmp_path / "half.yaml", [])
+    with pytest.raises(ValueError, match=r"`max_steps` is 0\.5; give a whole number"):
+        section_config(TrainingArguments, "reward", {"max_steps": 0.5}, output_dir=str(tmp_path))
+    (tmp_path / "half.yaml").write_text("num_labels: 64.0\n")
+    args, _ = parse_recipe_arguments(StyleArguments, tmp_path / "half.yaml", [])
+    assert type(args.num_labels) is int and args.num_labels == 64
+
+
+@pytest.mark.parametrize("kind", [StyleArguments, SummaryArguments])
+def test_what_a_configuration_leaves_to_the_command_line_must_be_given(config, kind):
+    config.write_text("requires: [model, documents]\n")
+    with pytest.raises(ValueError, match="`--model` and `--documents` must be given with this configuration"):
+        parse_recipe_arguments(kind, config, [])
+    parse_recipe_arguments(kind, config, ["--model", "x", "--documents", "y"])
+
+
 def test_sections_become_their_config_with_types_converted(tmp_path):
     section = {"learning_rate": "1e-3", "max_grad_norm": 0, "save_strategy": "no"}
     config = section_config(TrainingArguments, "policy", section, output_dir=str(tmp_path), use_cpu=True)
@@ -90,6 +143,11 @@ def test_impossible_arguments_are_refused():
         (StyleArguments, {"num_eval_labels": 0}, "`num_eval_labels` is 0; give at least 1."),
         (StyleArguments, {"shared_trunk_labels": -1}, "`shared_trunk_labels` is -1; give at least 0."),
         (StyleArguments, {"label_error_rate": 5}, "`label_error_rate` is 5; give a share between 0 and 1."),
+        (
+            StyleArguments,
+            {"reuse_from": "/none"},
+            "`reuse_from` is '/none', which is no folder; give the one of other runs",
+        ),
         (SummaryArguments, {"num_curve_queries": 0}, "`num_curve_queries` is 0; give at least 1."),
         (SummaryArguments, {"few_shot_examples": -1}, "`few_shot_examples` is -1; give at least 0."),
         (partial(RewardScriptArguments, "x"), {"normalization_samples": -1}, "`normalization_samples` is -1; give at"),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 
 import pytest
@@ -529,6 +530,17 @@ def test_what_a_module_itself_lacks_is_not_taken_for_the_module(tmp_path):
 def test_model_options_that_nothing_reads_are_refused_by_name(request, start, job, option, value):
     model = ModelConfig(model_name_or_path=start.model_name_or_path, **{option: value})
     with pytest.raises(ValueError, match=f"`{option}` is {value!r}, which this script does not use"):
+        request.getfixturevalue(job)("never", model=model)
+
+
+@pytest.mark.parametrize("job", ["reward_job", "policy_job"])
+@pytest.mark.parametrize(
+    "option, value",
+    [("lora_r", 8), ("lora_target_modules", ["q_proj", "v_proj"]), ("use_dora", True), ("use_rslora", True)],
+)
+def test_options_of_an_adapter_without_one_are_refused_by_name(request, start, job, option, value):
+    model = ModelConfig(model_name_or_path=start.model_name_or_path, **{option: value})
+    with pytest.raises(ValueError, match=rf"`{option}` is {re.escape(repr(value))} without `use_peft`, and the whole"):
         request.getfixturevalue(job)("never", model=model)
 
 

@@ -58,7 +58,9 @@ def test_every_config_passes_the_real_parser_into_the_configs_of_its_stages(path
         return made[name]
 
     monkeypatch.setattr("trl_ziegler.experiments.experiment.section_config", remember)
-    args, name = parse_recipe_arguments(kind.arguments, path, [])
+    given = [f"--{argument}=own" for argument in yaml.safe_load(path.read_text()).get("requires", [])]
+    given += ["--reviews=own"] if given and kind is StyleExperiment else []
+    args, name = parse_recipe_arguments(kind.arguments, path, given)
     experiment = kind(path.parent.name, args, tmp_path)
     assert name == path.stem
     sizes = WorldConfig if kind is StyleExperiment else SummaryWorldConfig

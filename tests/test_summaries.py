@@ -47,7 +47,10 @@ def test_every_argument_that_changes_results_belongs_to_a_stage(make_experiment,
     people = str(tmp_path / "labels.db")
     kinds = [make_experiment(), make_experiment(label_store=people), make_experiment(mode="online", policy=ONE_UPDATE)]
     read = {key for kind in kinds for stage in kind.stages() for key in stage.settings} - {"task_name", "start"}
-    unread = {"output_dir", "stages", "reuse_from", "batch_size", "cpu_threads", "report_to", "label_poll_seconds"}
+    unread = {
+        "output_dir", "stages", "reuse_from", "batch_size", "cpu_threads", "report_to", "label_poll_seconds",
+        "requires",
+    }  # fmt: skip
     assert read == {item.name for item in fields(SummaryArguments)} - unread
 
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import yaml
-from trl import TrlParser
-
 from ..tasks import Task
+from .config_files import RecipeParser, as_section, config_of, separate_config, split_section_flags
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -65,6 +63,10 @@ class RecipeArguments(SectionedArguments):
         metadata={
             "help": "Folder of other runs: a stage that one of them has finished with the same settings is copied."
         },
+    )
+    requires: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Arguments that a configuration file leaves to the command line, and is no run without."},
     )
     mode: Literal["best_of_k", "direct", "online"] = field(
         default="best_of_k",
@@ -134,6 +136,13 @@ class RecipeArguments(SectionedArguments):
             for name in names:
                 if (value := getattr(self, name)) is not None and value < least:
                     raise ValueError(f"`{name}` is {value}; give at least {least}.")
+        missing = [f"`--{name}`" for name in self.requires if getattr(self, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} must be given with this configuration; it is for data of one's own."
+            )
+        if self.reuse_from is not None and not Path(self.reuse_from).is_dir():
+            raise ValueError(f"`reuse_from` is '{self.reuse_from}', which is no folder; give the one of other runs.")
         if not 0 <= self.label_error_rate <= 1:
             raise ValueError(f"`label_error_rate` is {self.label_error_rate}; give a share between 0 and 1.")
         if (self.model is None) != (self.documents is None):
@@ -324,44 +333,13 @@ def parse_recipe_arguments(
     Flags `--section.key value` override single keys of a section. Raises `ValueError` naming an unknown key.
     """
     flags, overrides = split_section_flags(list(sys.argv[1:] if argv is None else argv), arguments_class.sections)
-    flags = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    flags = separate_config(flags)
     if "--config" not in flags:
         flags = ["--config", str(default_config), *flags]
-    if flags[-1] == "--config":
-        raise ValueError("--config needs a value: the path of a YAML file.")
-    config_name = Path(flags[flags.index("--config") + 1]).stem
-    (args,) = TrlParser(arguments_class).parse_args_and_config(flags)
+    (args,) = RecipeParser(arguments_class).parse_args_and_config(flags)
     for section, values in overrides.items():
         args.section(section).update(values)
-    return args, config_name
-
-
-def as_section(name: str, value: Any) -> dict[str, Any]:
-    """A section as a mapping, from a YAML mapping, JSON text (`--policy '{"kl_target": 3}'`) or nothing."""
-    section = yaml.safe_load(value) if isinstance(value, str) else value
-    if section is not None and not isinstance(section, dict):
-        raise ValueError(
-            f"The section '{name}' is {value!r}; give keys and values, or flags such as --{name}.key value."
-        )
-    return dict(section or {})
-
-
-def split_section_flags(argv: list[str], sections: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Separate `--section.key value` (or `=value`) from ordinary flags; values are read as YAML."""
-    flags: list[str] = []
-    overrides: dict[str, dict[str, Any]] = {}
-    rest = iter(argv)
-    for token in rest:
-        name, _, value = token.removeprefix("--").partition("=")
-        section, dot, key = name.partition(".")
-        if not token.startswith("--") or not dot or section not in sections:
-            flags.append(token)
-            continue
-        text = value if "=" in token else next(rest, None)
-        if text is None:
-            raise ValueError(f"{token} needs a value.")
-        overrides.setdefault(section, {})[key] = yaml.safe_load(text)
-    return flags, overrides
+    return args, config_of(flags).stem
 
 
 def section_config(config_class: type[Config], name: str, section: dict[str, Any], **forced: Any) -> Config:
@@ -372,7 +350,7 @@ def section_config(config_class: type[Config], name: str, section: dict[str, Any
     """
     known = {item.name for item in fields(config_class) if item.init}
     refuse_unknown_keys(name, section, known - set(forced))
-    parser = TrlParser(config_class)
+    parser = RecipeParser(config_class)
     parser.set_defaults_with_config(**section, **forced)
     (config,) = parser.parse_args_into_dataclasses(args=[])
     return config

@@ -100,6 +100,7 @@ def run_comparison(configs: Path, argv: Sequence[str] | None = None) -> Path:
         raise ValueError(f"`scale` is '{args.scale}', but there is no {config}; give the name of a file there.")
     folder = Path(args.output_dir or Path("runs", "experiments", name))
     page = folder / "report.html"
+    folder.mkdir(parents=True, exist_ok=True)  # what runs reuse is looked for beside it
     state = start_processes(args.cpu_threads)
     # Seeds go last, so that there is something to compare after the first of them.
     for seed, variant in itertools.product(args.seeds, args.chosen):

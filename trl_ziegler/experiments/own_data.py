@@ -170,6 +170,12 @@ def check_model_options(model: ModelConfig) -> None:
     folder_or_hub_id(model.model_name_or_path)
     for item in fields(ModelConfig):
         value = getattr(model, item.name)
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if item.name.startswith(MODEL_OPTIONS[1:]) and not model.use_peft and value != default:
+            raise ValueError(
+                f"`{item.name}` is {value!r} without `use_peft`, and the whole model would be trained; add "
+                "`--use_peft`, or leave it out."
+            )
         if not item.name.startswith(MODEL_OPTIONS) and value != item.default:
             raise ValueError(
                 f"`{item.name}` is {value!r}, which this script does not use: weights are loaded in float32 (for "

@@ -37,7 +37,7 @@ from .passages import cut_queries
 from .pipeline import Stage, read_jsonl, write_json
 from .shared_trunk import train_shared_policy
 from .training import normalized_reward_model, start_model, train_policy, train_reward_model
-from .worlds import make_world
+from .worlds import make_world, require_judge
 
 
 class StyleExperiment(Experiment[StyleArguments]):
@@ -58,6 +58,8 @@ class StyleExperiment(Experiment[StyleArguments]):
     def __init__(self, name: str, args: StyleArguments, run_dir: Path) -> None:
         super().__init__(name, args, run_dir)
         self.world = make_world(args)
+        if name == "sentiment":
+            require_judge(args)  # before the first stage reads models and texts
         self.task = section_task(BOOKS, args.section("task"))
 
     def stages(self) -> list[Stage]:

@@ -23,6 +23,7 @@ from .experiment import load_model
 from .passages import passages_of
 
 HELD_OUT_SHARE = 0.1
+NO_JUDGE = "`reviews` is missing; give labelled reviews, or a ready classifier in `judge_model`."
 DOCUMENT_SEED = 0
 """The order of documents does not depend on the run's seed (openai/lm-human-preferences, datasets.py)."""
 
@@ -142,7 +143,7 @@ class FileWorld:
     def reviews(self, split: str) -> list[dict]:
         """Rows of `reviews`; a tenth of them is the test split."""
         if self.args.reviews is None:
-            raise ValueError("`reviews` is missing; give labelled reviews, or a ready classifier in `judge_model`.")
+            raise ValueError(NO_JUDGE)
         rows = load_rows(self.args.reviews)
         column = self.args.reviews_column
         if not {column, "label"} <= set(rows.column_names):
@@ -162,6 +163,12 @@ class FileWorld:
         with found_model(self.model, "model") as path:
             model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32)
             return model, AutoTokenizer.from_pretrained(path)
+
+
+def require_judge(args: StyleArguments) -> None:
+    """`ValueError` where one's own model and texts lack what sentiment is judged by."""
+    if args.model is not None and args.reviews is None and args.judge_model is None:
+        raise ValueError(NO_JUDGE)
 
 
 def part_of(rows: list, split: str) -> list:
