@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from test_report import METRICS, write_run
 
 from trl_ziegler.experiments.report import model_table, write_report
-from trl_ziegler.experiments.report_plots import RED
+from trl_ziegler.experiments.report_plots import BLUE, ORANGE, RED, policy_plots
 from trl_ziegler.experiments.report_summaries import (
     NGRAM_BLUES,
     POSITION_BINS,
@@ -150,6 +150,14 @@ class TestTraining:
             "Copied sentences during training",
             "ROUGE during training",
         ]
+
+
+def test_dots_of_two_held_out_series_can_be_told_apart_where_they_lie_on_each_other():
+    rows = [{"eval_objective/scores": 1.0, "eval_score/raw": 1.0, "episode": episode} for episode in (64, 128)]
+    (plot,) = policy_plots(rows, None)
+    image = imread(io.BytesIO(plot.png))[..., :3]
+    for color in (BLUE, ORANGE):
+        assert (np.abs(image - to_rgb(color)).max(axis=-1) < 0.02).sum() > 50
 
 
 def test_a_summarizers_page_shows_what_it_copies(tmp_path):

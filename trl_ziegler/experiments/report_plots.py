@@ -233,8 +233,12 @@ def _draw_panel(
 ) -> None:
     for curve, times, values in lines:
         _draw_line(axes, curve, times, values)
-    for curve, times, values in dots:
-        axes.plot(times, values, "o", color=INK, markersize=5, label=f"{curve.label} (held out)", zorder=4)
+    for i, (curve, times, values) in enumerate(dots):
+        several = len(dots) > 1  # then in the colours of their lines, and the first larger: the others may lie on it
+        marker, size = ("s", 8) if several and i == 0 else ("o", 5)
+        color = curve.color if several else INK
+        label = f"{curve.label} (held out)"
+        axes.plot(times, values, marker, color=color, markeredgecolor=INK, markersize=size, label=label, zorder=4)
     if level is not None:
         label = f"{panel.level} {level:g}"
         axes.axhline(level, color=RED, linewidth=1.2, linestyle=(0, (5, 3)), label=label, zorder=2)
