@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 from label_records import answer_all, records
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update, event
 from sqlalchemy.exc import DBAPIError
 
 from trl_ziegler.labelers.human import Answer, Comparison, LabelStore, queries
@@ -340,3 +340,12 @@ def test_a_killed_process_loses_no_acknowledged_answer(location):
         store.clock = lambda: utc_now() + timedelta(hours=1)
         answer_all(store, "after the crash")
         assert (store.counts().labels, store.counts().remaining) == (400, 0)
+
+
+def test_a_store_that_nobody_closes_closes_its_connections(tmp_path):
+    """Python 3.13 warns of a connection that is collected while it is open."""
+    disposed = []
+    store = LabelStore(tmp_path / "labels.db")
+    event.listen(store._engine, "engine_disposed", disposed.append)
+    del store
+    assert len(disposed) == 1

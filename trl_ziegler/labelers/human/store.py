@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -104,6 +105,7 @@ class LabelStore:
         self.clock = clock
         self._engine = open_engine(location, clock, create=create)
         self._reader = reader_of(self._engine)
+        weakref.finalize(self, self._engine.dispose)  # a labeller's store has nobody who would close it
 
     def __enter__(self) -> "LabelStore":
         return self

@@ -48,6 +48,8 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What is being answered is answered; a thread that were still at it would find its socket gone.
+        self._server.task_dispatcher.shutdown()
         self._server.close()
 
     def run(self) -> None:
