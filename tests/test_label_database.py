@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 from label_records import answer_all, records
-from sqlalchemy import delete, func, insert, select, text, update, event
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from trl_ziegler.labelers.human import Answer, Comparison, LabelStore, queries
