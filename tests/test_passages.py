@@ -147,8 +147,8 @@ def test_a_run_on_documents_without_queries_ends_before_anything_is_trained(tmp_
     make_causal_lm().save_pretrained(tmp_path / "model")
     bpe.save_pretrained(tmp_path / "model")
     (tmp_path / "books.jsonl").write_text(f"{json.dumps({'text': SPACED})}\n" * 20)
-    own = {"model": str(tmp_path / "model"), "documents": str(tmp_path / "books.jsonl"), "sft": {"bf16": False}}
-    experiment = StyleExperiment("sentiment", StyleArguments(**own), tmp_path)
+    own = {"model": str(tmp_path / "model"), "documents": str(tmp_path / "books.jsonl"), "reviews": "not read yet"}
+    experiment = StyleExperiment("sentiment", StyleArguments(**own, sft={"bf16": False}), tmp_path)
     for stage in (experiment.classifier, experiment.sft):
         with pytest.raises(ValueError, match="None of the first 18 train documents gives a query"):
             stage(tmp_path)
