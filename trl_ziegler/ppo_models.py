@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ._files import folder_or_hub_id
+from ._files import found_model
 
 MODELS = (PreTrainedModel, PeftModel)
 
@@ -20,7 +20,8 @@ def load_policy(model: Any, peft_config: Any) -> PreTrainedModel:
     Raises `ValueError` for what is no causal language model, and for one of which nothing trains.
     """
     if isinstance(model, (str, os.PathLike)):
-        model = AutoModelForCausalLM.from_pretrained(folder_or_hub_id(model), dtype=torch.float32)
+        with found_model(model, "model") as path:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if not isinstance(model, MODELS):
         raise ValueError(
             f"`model` is {described(model)}; give a causal language model of transformers or the path of one (the "

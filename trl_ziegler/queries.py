@@ -55,10 +55,7 @@ def prepare_queries(
         )
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-        try:
-            return {"input_ids": tokenize_prompt(tokenizer, row["prompt"])}
-        except ValueError as error:
-            raise ValueError(f"Row {index} of `{name}`: {error}") from None
+        return {"input_ids": tokenize_prompt(tokenizer, row["prompt"], where=f"Row {index} of `{name}`")}
 
     def check(ids: list[int], row: int) -> None:
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):

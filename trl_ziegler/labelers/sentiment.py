@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .._files import folder_or_hub_id
+from .._files import found_model
 from .protocol import Text, plain_text
 
 POSITIVE_NAMES = ("positive", "pos", "label_1")
@@ -56,9 +56,9 @@ class SentimentScorer:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         if isinstance(model, str | os.PathLike):
-            model = folder_or_hub_id(model)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForSequenceClassification.from_pretrained(model)
+            with found_model(model, "model") as path:
+                tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+                model = AutoModelForSequenceClassification.from_pretrained(path)
         if tokenizer is None:
             raise ValueError("tokenizer=None needs a model given by path; pass the classifier's tokenizer.")
         self.model = model.eval()
