@@ -126,6 +126,13 @@ def test_a_chat_for_another_tokenizer_goes_through_that_one_s_template(tokenizer
     torch.testing.assert_close(ours, score_token_ids(model, [[]] * 2, rendered))
 
 
+def test_what_is_only_logged_is_no_score(tokenizer, texts):
+    functions = [lambda prompts, completions: [1.0, None], lambda prompts, completions: [2.0, 3.0]]
+    with pytest.raises(ValueError, match="gave no finite score for the prompt ' a dog'"):
+        build(tokenizer, functions, weights=[1.0, 0.0], task=Task("t", 4)).score(*texts, {})
+    build(tokenizer, functions, weights=[1.0, 0.5], task=Task("t", 4)).score(*texts, {})
+
+
 def test_functions_of_one_name_are_numbered(tokenizer):
     def named(name):
         function = lambda prompts, completions: [0.0] * len(prompts)  # noqa: E731
