@@ -141,6 +141,7 @@ def test_paths_in_a_recipes_usage_exist(script):
             ["--policy.lerning_rate", "1"],
             "Unknown key 'lerning_rate' in the section 'policy'; did you mean 'learning_rat",
         ),
+        (["--num_label", "5"], r"arguments are not used by the HfArgumentParser: \['--num_label', '5'\]"),
         (["--reward.loss_typ", "x"], "Unknown key 'loss_typ' in the section 'reward'; did you mean 'loss_type'"),
         (["--sft.packin", "true"], "Unknown key 'packin' in the section 'sft'; did you mean 'packing'"),
         (

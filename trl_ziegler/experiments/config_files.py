@@ -11,13 +11,14 @@ from trl import TrlParser
 
 
 class RecipeParser(TrlParser):
-    """`TrlParser` that reads `--config=FILE`, too, and refuses keys given twice and halves of what is counted.
+    """`TrlParser` that reads `--config=FILE`, too, and refuses shortened flags, keys twice and halves of a count.
 
     Overrides: `parse_args_and_config`, `set_defaults_with_config`.
     """
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **options: Any) -> tuple[Any, ...]:
         """As the parent's, of a file whose keys are there once."""
+        self.allow_abbrev = False  # `--num_label 5` would be taken for the one flag that begins so
         flags = separate_config(list(sys.argv[1:] if args is None else args))
         if "--config" in flags:
             refuse_repeated_keys(config_of(flags))
