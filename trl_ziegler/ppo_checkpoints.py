@@ -14,7 +14,7 @@ from accelerate.logging import get_logger
 from safetensors.torch import load_file, save_file
 
 from ._files import write_atomically, write_text
-from .checkpoints import TRAINER_STATE_FILE, is_json, newest_whole
+from .checkpoints import TRAINER_STATE_FILE, cut_off, is_json, newest_whole
 from .kl_control import AdaptiveKLController, FixedKLController
 from .ppo_config import UpdatePlan
 
@@ -107,7 +107,7 @@ def _why_not_whole(checkpoint: str | os.PathLike) -> str:
         return "another trainer wrote it, whose policy can be given as `model`"
     if not list(Path(checkpoint).glob("*.json*")):
         return "it is no checkpoint"
-    return "its writing was cut off"
+    return cut_off(Path(checkpoint))
 
 
 def require_whole(checkpoint: str | os.PathLike) -> None:

@@ -58,28 +58,11 @@ def prepare_queries(
         return {"input_ids": tokenize_prompt(tokenizer, row["prompt"], where=f"Row {index} of `{name}`")}
 
     def check(ids: list[int], row: int) -> None:
-        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-            raise ValueError(
-                f"Row {row} of `{name}` has no list of integers in `input_ids` but {str(ids)[:60]!r}; give token ids "
-                "(`apply_chat_template` returns them with `return_dict=False`)."
-            )
-        if _looks_padded(ids, tokenizer):
-            raise ValueError(
-                f"Row {row} of `{name}` is padded with the id {tokenizer.pad_token_id} and the padding would be read "
-                "as text; tokenise without it, the collator pads on the left."
-            )
-        if not ids:
-            raise ValueError(f"Row {row} of `{name}` has an empty prompt; drop it or give it text.")
+        _check_ids(ids, f"Row {row} of `{name}`", tokenizer, vocab_size)
         if len(ids) > limit:
             raise ValueError(
                 f"Row {row} of `{name}` has {len(ids)} tokens; with {own} tokens of prefix, suffix and response at "
                 f"most {limit} fit the task's query length and the model's context. Cut the prompts first."
-            )
-        unknown = [token for token in ids if not 0 <= token < vocab_size]
-        if unknown:
-            raise ValueError(
-                f"Row {row} of `{name}` has the id {unknown[0]}, which is outside the policy's {vocab_size}; resize "
-                "the policy's embeddings, or drop the added token from the prompts."
             )
 
     def checked(row: dict[str, Any], index: int) -> dict[str, Any]:
@@ -95,6 +78,28 @@ def prepare_queries(
     for row, ids in enumerate(dataset["input_ids"]):
         check(ids, row)
     return dataset
+
+
+def _check_ids(ids: Any, where: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """`ValueError` for a query that holds no ids of the policy's, or padding."""
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+        raise ValueError(
+            f"{where} has no list of integers in `input_ids` but {str(ids)[:60]!r}; give token ids "
+            "(`apply_chat_template` returns them with `return_dict=False`)."
+        )
+    if _looks_padded(ids, tokenizer):
+        raise ValueError(
+            f"{where} is padded with the id {tokenizer.pad_token_id} and the padding would be read as text; tokenise "
+            "without it, the collator pads on the left."
+        )
+    if not ids:
+        raise ValueError(f"{where} has an empty prompt; drop it or give it text.")
+    unknown = [token for token in ids if not 0 <= token < vocab_size]
+    if unknown:
+        raise ValueError(
+            f"{where} has the id {unknown[0]}, which is outside the policy's {vocab_size}; resize the policy's "
+            "embeddings, or drop the added token from the prompts."
+        )
 
 
 def _looks_padded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
