@@ -156,21 +156,26 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self.model_accepts_loss_kwargs = False
         self.ref_model = self._frozen(self._like_shards(ref_model))
         self.kl_controller = kl_controller(args)
-        self.reward = KLEntropyReward(
-            [self._frozen(reward) for reward in rewards],
-            args.reward_weights or [1.0] * len(rewards),
-            self.task,
-            processing_class,
-            self.kl_controller,
-            processing_classes=own_tokenizers,
-            batch_size=args.local_rollout_forward_batch_size,
-        )
+        self.reward = self._reward_rule(rewards, own_tokenizers)
         if data_collator is None:  # another may add columns
             check_columns(self.reward, "train_dataset", self.train_dataset)
             check_columns(self.reward, "eval_dataset", self.eval_dataset)
         self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit([policy]))
         self._start_unchecked = True
         self._start_counting()
+
+    def _reward_rule(
+        self, rewards: list[RewardFunction], own_tokenizers: list[PreTrainedTokenizerBase | None]
+    ) -> KLEntropyReward:
+        return KLEntropyReward(
+            [self._frozen(reward) for reward in rewards],
+            self.args.reward_weights or [1.0] * len(rewards),
+            self.task,
+            self.processing_class,
+            self.kl_controller,
+            processing_classes=own_tokenizers,
+            batch_size=self.args.local_rollout_forward_batch_size,
+        )
 
     # ---- One update -------------------------------------------------------------------------------------------------
 
