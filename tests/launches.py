@@ -25,7 +25,8 @@ def run_python(*command: str, limit: float = 560) -> tuple[int, str]:
 
     After `limit` seconds it is ended, with what it launched, and the status is not 0.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -40,3 +41,10 @@ def run_python(*command: str, limit: float = 560) -> tuple[int, str]:
             started.terminate()  # at which a launcher ends its processes; they would outlive its being killed
             output, _ = started.communicate()
     return started.returncode, output
+
+
+def launched(*command: str) -> str:
+    """The output of a `python` command that succeeds."""
+    status, output = run_python(*command)
+    assert status == 0, output[-6000:]
+    return output

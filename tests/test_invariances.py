@@ -4,11 +4,9 @@ Held elsewhere: padding and filler of the reward model and the sampler (test_rew
 of a rollout (test_ppo_trainer.py), two processes of the reward trainer (test_reward_trainer_runs.py).
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from launches import launched, several_processes
 from reward_records import assert_same_parameters, parameters_of, records
 
 from trl_ziegler.actor_critic import ActorCritic
@@ -167,9 +165,11 @@ def test_collator_keeps_rows_apart(tokenizer, small_ppo):
 PROCESSES = """
 import os, sys
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_ziegler import Task, ZieglerPPOConfig, ZieglerPPOTrainer
+from trl_ziegler.experiments.recipe import end_processes
 from trl_ziegler.functional import token_logprobs
 from trl_ziegler.queries import with_responses
 from trl_ziegler.sampling import Samples
@@ -227,6 +227,7 @@ run("several", Frozen, [words[i % 4] for i in range(16)], num_samples_per_query=
 run("rank", Recorded, [words[i % 4] for i in range(32)], whiten_scope="rank")
 torch.save(parts, f"{folder}/parts_{world}_{rank}.pt")
 run("alike", ZieglerPPOTrainer, [" the cat"] * 32)
+end_processes(PartialState())
 """
 
 
@@ -245,10 +246,8 @@ def processes(tmp_path_factory, make_causal_lm, tokenizer):
         generator = torch.Generator().manual_seed(0)
         torch.save(torch.randint(0, 200, (32, 4), generator=generator), folder / "responses.pt")
         (folder / "run.py").write_text(PROCESSES)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        for command in ([sys.executable], launch):
-            done = subprocess.run([*command, str(folder / "run.py"), str(folder)], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-4000:]
+        for launcher in ([], several_processes()):
+            launched(*launcher, str(folder / "run.py"), str(folder))
         RUNS["folder"] = folder
     return lambda name, world, rank=0: torch.load(RUNS["folder"] / f"{name}_{world}_{rank}.pt")
 

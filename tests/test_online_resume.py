@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ddp_scripts import launch_two
+from launches import launched, several_processes
 from online_runs import RewardTraining, Simulated, Slow, begin, online_logs, trainer_of
 from ppo_runs import assert_same_weights
 
@@ -142,7 +142,7 @@ def test_two_processes_agree(tmp_path, tokenizer, make_causal_lm):
     for name in ("whole", "stopped"):
         make_causal_lm().save_pretrained(tmp_path / name / "start")
         tokenizer.save_pretrained(tmp_path / name / "start")
-    launch_two("collect_online.py", str(tmp_path))
+    launched(*several_processes(), "tests/ddp_scripts/collect_online.py", str(tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
     first, second = result["whole"]
     assert first["labels"] == second["labels"] == result["wanted"]

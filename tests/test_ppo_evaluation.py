@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from ddp_scripts import launch_two
+from launches import launched, several_processes
 from peft import LoraConfig
 from ppo_parts import favour, prompts
 from ppo_runs import PROMPTS, assert_same_weights, letter_e, training_logs
@@ -304,7 +304,7 @@ def test_two_processes_evaluate_every_prompt_once(make_causal_lm, tokenizer, tmp
     for seed, name in enumerate(("policy", "reference")):
         make_causal_lm(seed=seed).save_pretrained(tmp_path / name)
     tokenizer.save_pretrained(tmp_path / "policy")
-    launch_two("evaluate_prompts.py", str(tmp_path), str(rows))
+    launched(*several_processes(), "tests/ddp_scripts/evaluate_prompts.py", str(tmp_path), str(rows))
     result = json.loads((tmp_path / "result.json").read_text())
     # The n-th answer of each model to a prompt, in the order of set, batch and process; fillers of the last batch
     # come after the prompts they repeat.

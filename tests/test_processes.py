@@ -7,16 +7,9 @@ from datetime import timedelta
 import pytest
 import torch
 from accelerate import PartialState
-from launches import run_python, several_processes
+from launches import launched, several_processes
 
 from trl_ziegler.experiments.recipe import LONGEST_WAIT, start_processes
-
-
-def launched(*command: str) -> str:
-    """The output of a command that succeeds."""
-    status, output = run_python(*command)
-    assert status == 0, output[-6000:]
-    return output
 
 
 @pytest.mark.parametrize(
@@ -52,7 +45,7 @@ from trl_ziegler import ZieglerPPOConfig
 from trl_ziegler.experiments.recipe import end_processes, start_processes
 state = start_processes(1)
 ZieglerPPOConfig("{folder}", bf16=False, use_cpu=True, total_episodes=8)  # its `ddp_timeout` comes too late
-print("waits", group.WORLD._get_backend(state.device).options._timeout.days, "days")
+print(f"waits {{group.WORLD._get_backend(state.device).options._timeout.days}} days")  # one string: in one piece
 end_processes(state)
 """
 

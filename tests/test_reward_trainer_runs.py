@@ -1,13 +1,12 @@
 """Configurations, models and adapters, checkpoints, resuming, two processes."""
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
 import torch
 from datasets import Dataset
+from launches import launched, several_processes
 from peft import LoraConfig, PromptTuningConfig
 from reward_records import assert_same_parameters, parameters_of, records
 from safetensors.torch import load_file
@@ -238,8 +237,10 @@ class TestConfig:
 TWO_PROCESSES = """
 import json, os, sys
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer
+from trl_ziegler.experiments.recipe import end_processes
 from trl_ziegler.reward_model import load_reward_model, normalize_reward_model, reward_head
 from trl_ziegler.reward_trainer import BestOfKRewardConfig, BestOfKRewardTrainer
 
@@ -265,6 +266,7 @@ if rank == 0:
     result |= {key: metrics[f"eval_{key}"] for key in keys}
     result |= {"n": record.n_samples, "mean": record.measured_mean, "gain": reward_head(trainer.model).gain.item()}
     json.dump(result, open(f"{folder}/result{world}.json", "w"))
+end_processes(PartialState())
 """
 
 
@@ -275,8 +277,7 @@ def test_two_processes_give_the_numbers_of_one(make_causal_lm, tokenizer, tmp_pa
     rows = [row for k in (2, 3, 4) for row in records(8, k=k, seed=k)]
     (tmp_path / "rows.json").write_text(json.dumps(rows[::3] + rows[1::3] + rows[2::3]))
     (tmp_path / "run.py").write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in ([sys.executable], launch):
-        subprocess.run([*command, str(tmp_path / "run.py"), str(tmp_path)], check=True, capture_output=True)
+    for launcher in ([], several_processes()):
+        launched(*launcher, str(tmp_path / "run.py"), str(tmp_path))
     one, two = (json.loads((tmp_path / f"result{world}.json").read_text()) for world in (1, 2))
     assert one["n"] == 24 and two == pytest.approx(one, rel=1e-3, abs=1e-5)

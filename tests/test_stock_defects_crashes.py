@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from ddp_scripts import launch_two
+from launches import launched, several_processes
 from peft import PeftModel
 from ppo_parts import prompts
 from ppo_runs import PROMPTS, assert_same_weights
@@ -28,7 +28,7 @@ def run_two(make_causal_lm, tokenizer, tmp_path):
     def run(kind: str):
         make_causal_lm().save_pretrained(tmp_path / "policy")
         tokenizer.save_pretrained(tmp_path / "policy")
-        launch_two("train_and_save.py", str(tmp_path), kind)
+        launched(*several_processes(), "tests/ddp_scripts/train_and_save.py", str(tmp_path), kind)
         return tmp_path, json.loads((tmp_path / "result.json").read_text())
 
     return run
