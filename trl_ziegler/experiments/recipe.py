@@ -110,7 +110,8 @@ def end_processes(state: PartialState) -> None:
 
     A thread of gloo frees the tensors of a collective a moment after that has returned, for which it needs the
     interpreter's lock. If that is ending by then, Python before 3.14 ends the thread inside C++ code and the
-    process aborts ("terminate called without an active exception"), though all its work is done.
+    process aborts ("terminate called without an active exception"), though all its work is done. Taking the group
+    down would wait for that thread, but a model in DDP still holds the group; hence the pause.
     """
     if state.num_processes > 1:
         time.sleep(LAST_TENSORS)
