@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from launches import several_processes
+from launches import run_python, several_processes
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel, TrainerCallback
 
@@ -82,12 +81,12 @@ def work(folder: Path, kill: bool, num_processes: int) -> None:
 
 def run(folder: Path, kill: bool, num_processes: int) -> int:
     """Start the run as a user would, and return its exit status."""
-    launcher = [sys.executable, *(several_processes(num_processes) if num_processes > 1 else [])]
+    launcher = several_processes(num_processes) if num_processes > 1 else []
     options = ["--work", str(folder), "--num_processes", str(num_processes), *(["--kill"] if kill else [])]
-    finished = subprocess.run([*launcher, __file__, *options], capture_output=True, text=True, check=False)
-    if finished.returncode != 0 and not kill:
-        print(finished.stdout, finished.stderr, sep="\n")
-    return finished.returncode
+    status, output = run_python(*launcher, os.path.abspath(__file__), *options)
+    if status != 0 and not kill:
+        print(output)
+    return status
 
 
 def compare(whole: Path, resumed: Path) -> bool:

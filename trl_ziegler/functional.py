@@ -11,6 +11,8 @@ Conventions shared by every function here:
 - A wrong rank or shape raises `ValueError`, because it would broadcast silently.
 - Log-probabilities, entropies and KL are in nats; variances are population variances, as in the reference code.
 
+One file, though a long one, so that every formula is found in one place.
+
 Sources: Ziegler et al. 2019, *Fine-Tuning Language Models from Human Preferences*, and openai/lm-human-preferences.
 """
 

@@ -127,13 +127,8 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         ref_model, value_model = self._other_networks(args, policy, ref_model, value_model, rewards)
         self.task = build_task(args, task, processing_class).bind(processing_class)
         check_stop_token(self.task, policy)
-        on_policys_ids = reading_policys_ids(rewards, own_tokenizers)
-        self._query_options = {
-            "task": self.task,
-            "context_limit": context_limit([policy, ref_model, value_model, *on_policys_ids]),
-            "vocab_size": policy.config.get_text_config().vocab_size,
-            "num_proc": args.dataset_num_proc,
-        }
+        readers = [ref_model, value_model, *reading_policys_ids(rewards, own_tokenizers)]
+        self._query_options = self._limits_of_queries(args, policy, readers)
         train_dataset = prepare_queries(train_dataset, processing_class, name="train_dataset", **self._query_options)
         args, train_dataset = self._plan_updates(args, train_dataset)
         # Past the parent's constructor, which sets up the loop that is not used.
@@ -163,6 +158,17 @@ class ZieglerPPOTrainer(PolicyCards, UpdateLoop, PPOTrainer):
         self._pretraining = self._pretraining_stream(pretraining_dataset, context_limit([policy]))
         self._start_unchecked = True
         self._start_counting()
+
+    def _limits_of_queries(
+        self, args: ZieglerPPOConfig, policy: PreTrainedModel, readers: list[PreTrainedModel | None]
+    ) -> dict[str, Any]:
+        """What `prepare_queries` needs to know of the task, the policy and the models that read its ids."""
+        return {
+            "task": self.task,
+            "context_limit": context_limit([policy, *readers]),
+            "vocab_size": policy.config.get_text_config().vocab_size,
+            "num_proc": args.dataset_num_proc,
+        }
 
     def _reward_rule(
         self, rewards: list[RewardFunction], own_tokenizers: list[PreTrainedTokenizerBase | None]
