@@ -32,6 +32,27 @@ def test_constructor_is_trl_s_and_so_is_the_type(train):
     assert isinstance(train(start=False), PPOTrainer)
 
 
+def test_a_query_has_to_fit_every_model_that_reads_it(make_ppo, make_classifier):
+    judge = make_classifier()
+    judge.config.max_position_embeddings = 40
+    fits, too_long = (Dataset.from_dict({"prompt": [" the" * length] * 4}) for length in (34, 35))
+    make_ppo(reward_model=judge, train_dataset=fits)
+    with pytest.raises(ValueError, match=r"Row 0 of `train_dataset` has 35 tokens; .* at most 34 fit"):
+        make_ppo(reward_model=judge, train_dataset=too_long)
+
+
+def test_prompts_are_tokenised_in_as_many_processes_as_asked(make_ppo, monkeypatch):
+    plain, asked = Dataset.map, []
+
+    def counted(self, *args, num_proc=None, **kwargs):
+        asked.append(num_proc)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(Dataset, "map", counted)
+    make_ppo(dataset_num_proc=2)
+    assert asked == [2]
+
+
 @pytest.mark.parametrize(
     ("minibatches", "accumulation", "expected"), [(1, 1, 2), (2, 1, 4), (4, 1, 8), (1, 2, 2), (2, 2, 4)]
 )
